@@ -1,0 +1,153 @@
+"""The records that travel through the loop, one page: prompts → allocation → rollouts → rewards → advantages → loss.
+
+All are frozen dataclasses. Two rollouts are never matched by position, always by `(prompt_id, sample_index)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One verifiable problem, ready to be generated from."""
+
+    prompt_id: int
+    """Stable 63-bit hash of source, question and answer: the same in every run and whatever the row's position."""
+    question: str
+    """The problem as the data set states it, before any template."""
+    text: str
+    """What the policy reads: the question after the chat template or format string."""
+    token_ids: tuple[int, ...]
+    """`text` as tokens, `[prompt_length]`."""
+    answer: str
+    """The reference answer that rewards compare with."""
+    source: str = ""
+    """Name of the data set, as it appears in metric names."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other columns, handed to reward functions as keyword arguments."""
+    count: int = 1
+    """Number of identical rows that were merged into this prompt."""
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The global batch of one RL iteration, the same on every rank, with its allocation."""
+
+    iteration: int
+    """RL iterations finished before this one; never reset between epochs."""
+    prompts: tuple[Prompt, ...]
+    """`[num_prompts]`."""
+    group_sizes: tuple[int, ...]
+    """Rollouts given to each prompt, `[num_prompts]`."""
+    success_rates: tuple[float, ...]
+    """Expected success rate of each prompt before its rollouts, `[num_prompts]`, in [0, 1]."""
+    bernoulli_variances: tuple[float, ...]
+    """Expected reward variance p(1 − p) of each prompt before its rollouts, `[num_prompts]`, in [0, 1/4]."""
+    unseen: tuple[bool, ...]
+    """Whether the prompt had no outcome yet, `[num_prompts]`."""
+
+    @property
+    def rollout_budget(self) -> int:
+        """Rollouts of the whole batch."""
+        return sum(self.group_sizes)
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One response to sample; the seed makes it independent of how requests are batched or spread over ranks."""
+
+    prompt: Prompt
+    sample_index: int
+    """Position within the prompt's group, 0 … group_size − 1."""
+    seed: int
+    """63-bit seed from (run seed, iteration, prompt id, sample index)."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response."""
+
+    prompt: Prompt
+    sample_index: int
+    token_ids: tuple[int, ...]
+    """Response tokens with the end-of-sequence token, if it came, `[response_length]`, at least one."""
+    logprobs: tuple[float, ...]
+    """The generator's own log-probability of each response token, nats, `[response_length]`."""
+    text: str
+    """The decoded response without special tokens."""
+    truncated: bool
+    """Whether the length limit ended the response instead of an end-of-sequence token."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What outcomes are joined on: `(prompt_id, sample_index)`."""
+        return self.prompt.prompt_id, self.sample_index
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the reward made of one rollout."""
+
+    reward: float
+    """The total that advantages are computed from; `failure_score` after a failure."""
+    components: Mapping[str, float]
+    """Each named reward by itself, unweighted; empty after a failure."""
+    failure: Literal["timeout", "crash"] | None = None
+    """Why the reward could not be computed, if so."""
+    message: str = ""
+    """The failure in words, for the log."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The small part of a scored rollout that every rank needs to know of every other rank's rollouts."""
+
+    prompt_id: int
+    sample_index: int
+    score: Score
+    response_length: int
+    """Tokens."""
+    truncated: bool
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """`(prompt_id, sample_index)`."""
+        return self.prompt_id, self.sample_index
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """This rank's scored rollouts with their advantages: all that the policy update needs."""
+
+    rollouts: tuple[Rollout, ...]
+    """`[num_rollouts]` on this rank."""
+    advantages: Tensor
+    """Raw advantage of each rollout, `[num_rollouts]`, float32."""
+    group_indices: Tensor
+    """Position of each rollout's prompt in the batch's `prompts`, `[num_rollouts]`, int64."""
+
+
+@dataclass(frozen=True)
+class IterationRecord:
+    """What one RL iteration did; `training_step` returns it as `outputs["record"]` for callbacks to read."""
+
+    batch: PromptBatch
+    outcomes: tuple[Outcome, ...]
+    """Every rollout of the global batch, sorted by prompt and sample index; dropped rollouts are not in it."""
+    rollouts: tuple[Rollout, ...]
+    """This rank's rollouts, in the order they were generated."""
+    entropy: float
+    """Mean policy entropy over all response tokens before the update, nats."""
+    gradient_norms: tuple[float, ...]
+    """Total gradient norm of each optimizer step, before clipping; empty if nothing was to be learnt."""
+    num_tokens: int
+    """Prompt and response tokens of the global batch."""
+    seconds: Mapping[str, float]
+    """Wall-clock seconds of each phase: generate, reward, score, update."""
+    metrics: Mapping[str, float]
+    """Everything logged in this iteration, by metric name."""
