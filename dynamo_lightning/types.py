@@ -130,6 +130,14 @@ class RolloutBatch:
     """Raw advantage of each rollout, `[num_rollouts]`, float32."""
     group_indices: Tensor
     """Position of each rollout's prompt in the batch's `prompts`, `[num_rollouts]`, int64."""
+    group_sizes: Tensor
+    """Scored rollouts of each of the batch's prompts, all ranks, `[num_prompts]`, int64."""
+    group_tokens: Tensor
+    """Response tokens of each of the batch's prompts, all ranks, `[num_prompts]`, int64."""
+    group_teaches: Tensor
+    """Whether any rollout of the prompt, on any rank, has an advantage other than 0, `[num_prompts]`, bool."""
+    spare: Rollout
+    """Any rollout sampled on this rank: with weight 0 it keeps a rank in step that has fewer micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,8 @@ class IterationRecord:
     """Total gradient norm of each optimizer step, before clipping; empty if nothing was to be learnt."""
     num_tokens: int
     """Prompt and response tokens of the global batch."""
+    factors: Mapping[str, Tensor]
+    """By name the modulation factors of this rank's response tokens, `[num_tokens]` each."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each phase: generate, reward, score, update."""
     metrics: Mapping[str, float]

@@ -1,1 +1,1 @@
-
+"""Evaluation of a policy: metrics over sampled responses."""

@@ -1,1 +1,10 @@
+"""Rewards: what a response is worth, and the process pool that computes it.
 
+The scorer is imported from `dynamo_lightning.rewards.scorer`, not from here: it knows the records of the loop and with
+them torch, while everything below also loads in the pool's workers, which should start fast and stay small.
+"""
+
+from dynamo_lightning.rewards.math import MathReward
+from dynamo_lightning.rewards.reward import FunctionReward, Reward, WeightedReward
+
+__all__ = ["FunctionReward", "MathReward", "Reward", "WeightedReward"]

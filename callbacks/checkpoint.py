@@ -1,0 +1,217 @@
+"""Saves checkpoints every so many RL iterations, such that a kill at any moment leaves one to resume from.
+
+Four things differ from Lightning's `ModelCheckpoint` under manual optimization:
+
+- it counts optimizer steps, of which an iteration has several, or none when its rollouts taught nothing; the latter
+  must be saved too, since it advanced the prompt stream and the prompt statistics;
+- it has no rule to keep the newest k files; here the iteration number is itself the default metric to rank by;
+- saved before a validation, a resumed run skips that validation; here such a checkpoint is saved after it instead;
+- it writes through a temporary file that may lie on another disk, so that the last move is a copy which a kill cuts
+  short; a sharded checkpoint is written in place. Here both are written beside their final name and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+from weakref import proxy
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _delete(path: Path) -> None:
+    if _is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Renames a finished file, folder or link over whatever bears the target's name.
+
+    Files and links are exchanged in one step. A folder cannot replace anything in one step: the old one is moved aside
+    first, so that it is still there, whole, if we are killed in between.
+    """
+    if _is_folder(target) or (_is_folder(source) and (target.exists() or target.is_symlink())):
+        aside = target.with_name(f"{target.name}.old")
+        _delete(aside)
+        target.rename(aside)
+        source.rename(target)
+        _delete(aside)
+    else:
+        os.replace(source, target)
+
+
+class IterationCheckpoint(ModelCheckpoint):
+    """Keeps the newest (or best) checkpoints, and `last.ckpt` to resume from.
+
+    Also saves after the last iteration of training. A file that bears the same name is overwritten: resuming from an
+    older checkpoint replaces the newer ones as the run passes them.
+
+    Args:
+        every_n_iterations: RL iterations from one checkpoint to the next; None leaves it to `train_time_interval`.
+        train_time_interval: Save when this much time has passed since the last checkpoint, counted too when
+            `every_n_iterations` is set.
+        save_top_k: How many checkpoints to keep, beside `last.ckpt`; -1 keeps all, 0 only `last.ckpt`.
+        monitor: Metric that ranks the checkpoints. The default, the iteration number, keeps the newest. For a `val/…`
+            metric let `every_n_iterations` be a multiple of the validation interval: its latest value counts.
+        mode: Whether a `max` or a `min` of the metric is best.
+        save_last: `link` makes `last.ckpt` a link to the newest checkpoint, true a copy (twice the space and time),
+            false leaves it out.
+        dirpath: Folder for the checkpoints; by default `checkpoints` in the log folder.
+        filename: Name of a checkpoint, in which metrics may stand in braces.
+        save_weights_only: Leaves out optimizer, statistics and position: smaller, but not to be resumed from.
+        verbose: Prints each checkpoint as it is saved.
+    """
+
+    def __init__(
+        self,
+        every_n_iterations: int | None = 20,
+        train_time_interval: timedelta | None = None,
+        save_top_k: int = 2,
+        monitor: str = "iteration",
+        mode: Literal["min", "max"] = "max",
+        save_last: bool | Literal["link"] = "link",
+        dirpath: str | None = None,
+        filename: str = "{iteration:06d}",
+        save_weights_only: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        if every_n_iterations is not None and every_n_iterations < 1:
+            raise ValueError(f"every_n_iterations must be at least 1 or null, got {every_n_iterations}")
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            monitor=monitor,
+            verbose=verbose,
+            save_last=save_last,
+            save_top_k=save_top_k,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            every_n_train_steps=0,  # the parent's own trigger is never used
+            train_time_interval=train_time_interval,
+            enable_version_counter=False,  # a `last-v1.ckpt` beside `last.ckpt` invites resuming from the wrong one
+        )
+        self.every_n_iterations = every_n_iterations
+        self.save_seconds = 0.0
+        """Wall-clock seconds this process has spent on saving."""
+        self._iterations = 0
+        self._last_iteration_saved = 0
+        self._obsolete: list[str] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if it is time; leaves it to `on_validation_end` if a validation follows."""
+        self._iterations = outputs["record"].batch.iteration + 1
+        if not self._is_due(trainer):
+            return
+        epoch_loop = trainer.fit_loop.epoch_loop
+        data_fetcher = trainer.fit_loop._data_fetcher
+        assert data_fetcher is not None
+        if epoch_loop._should_check_val_fx(data_fetcher):
+            self._defer_save_until_validation = True
+        else:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what was due at the end of the iteration, or if the validation made a callback stop the training."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            if self._defer_save_until_validation or trainer.should_stop:
+                self._save(trainer)
+            self._defer_save_until_validation = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Epochs have no meaning here."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves if a callback stopped the training after the last chance above."""
+        self._save(trainer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the list of kept files; in another folder with an empty one, leaving the earlier run's alone."""
+        if state_dict["dirpath"] == self.dirpath:
+            super().load_state_dict(state_dict)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        every, interval = self.every_n_iterations, self._train_time_interval
+        due = every is not None and self._iterations % every == 0
+        if interval is not None:
+            assert self._last_time_checked is not None
+            late = time.monotonic() - self._last_time_checked >= interval.total_seconds()
+            due |= trainer.strategy.broadcast(late)  # rank 0 decides: clocks differ, and saving needs all ranks
+        out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
+        max_epochs = trainer.max_epochs
+        last_epoch = max_epochs is not None and 0 <= max_epochs <= trainer.current_epoch + 1
+        return due or trainer.should_stop or out_of_steps or (trainer.is_last_batch and last_epoch)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run or self._iterations == self._last_iteration_saved:  # type: ignore[attr-defined]
+            return
+        started = time.monotonic()
+        metrics = self._monitor_candidates(trainer)
+        if self.monitor in metrics:  # a validation metric does not exist before the first validation
+            self._save_topk_checkpoint(trainer, metrics)
+        self._save_last_checkpoint(trainer, metrics)
+        self._last_iteration_saved = self._iterations
+        for path in self._obsolete:  # only now does nothing, `last.ckpt` included, point to them
+            super()._remove_checkpoint(trainer, path)
+        self._obsolete.clear()
+        self._last_time_checked = time.monotonic()
+        self.save_seconds += self._last_time_checked - started
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        return super()._monitor_candidates(trainer) | {"iteration": torch.tensor(self._iterations)}
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if not self.save_last:
+            return
+        path = self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST)
+        self.last_model_path = path
+        newest = self.format_checkpoint_name(monitor_candidates)
+        if self.save_last == "link" and self._last_checkpoint_saved == newest:
+            self._link_checkpoint(trainer, newest, path)
+        else:  # the newest was not among the best, or a copy is wanted
+            self._save_checkpoint(trainer, path)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if "://" in filepath:  # a remote store has its own transactions
+            super()._save_checkpoint(trainer, filepath)
+            return
+        partial, final = Path(f"{filepath}.partial"), Path(filepath)
+        if trainer.is_global_zero:
+            _delete(partial)  # of an earlier run that was killed
+        trainer.strategy.barrier("IterationCheckpoint.clear")
+        trainer.save_checkpoint(partial, self.save_weights_only)
+        if trainer.is_global_zero:
+            publish(partial, final)
+        trainer.strategy.barrier("IterationCheckpoint.publish")
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))  # loggers may keep it; it must not keep us alive
+
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        if trainer.is_global_zero:
+            partial = Path(f"{linkpath}.partial")
+            _delete(partial)
+            partial.symlink_to(os.path.relpath(filepath, os.path.dirname(linkpath)))
+            publish(partial, Path(linkpath))
+        trainer.strategy.barrier("IterationCheckpoint.link")
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._obsolete.append(filepath)

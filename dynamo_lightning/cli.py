@@ -1,0 +1,223 @@
+"""The command line: Lightning's `fit`, `validate`, `test`, `predict`, and our `warm_start`, `export`, `report`."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jsonargparse import ActionConfigFile, Namespace, auto_cli, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerCallable,
+    OptimizerCallable,
+)
+
+from dynamo_lightning import __version__
+from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.module import PolicyModule
+from dynamo_lightning.report import compare
+from dynamo_lightning.warm_start import Demonstrations, warm_start
+
+LOGGERS = ("lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger")
+CALLBACKS = (
+    "IterationCheckpoint",
+    "EntropySpikeMonitor",
+    "GradientStabilityMonitor",
+    "VarianceReductionMonitor",
+    "ModulationHistograms",
+    "RolloutTable",
+    "PredictionWriter",
+    "ThroughputMonitor",
+    "RunReport",
+)
+
+
+def shipped_configs() -> Path:
+    """Folder of the configs that come with the package: inside it when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def find_config(name: str) -> str:
+    """The file itself, or the shipped config of that name if there is no such file here."""
+    shipped = shipped_configs() / name.removeprefix("configs/")
+    return str(shipped) if not Path(name).exists() and shipped.is_file() else name
+
+
+class ShippedConfigFile(ActionConfigFile):
+    """`--config` that falls back on the shipped configs."""
+
+    def __call__(
+        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None, **kwargs: Any
+    ) -> None:
+        """Parse the file into the configuration."""
+        super().__call__(parser, namespace, find_config(values), option_string, **kwargs)
+
+
+class DynamoTrainer(L.Trainer):
+    """Lightning's trainer with two more entry points."""
+
+    def warm_start(
+        self, model: PolicyModule, datamodule: RolloutDataModule, demonstrations: Demonstrations, output_dir: str
+    ) -> None:
+        """Fine-tune the policy on demonstrations and write it in Hugging Face format.
+
+        Args:
+            model: Holds the policy.
+            datamodule: Not used.
+            demonstrations: What to learn.
+            output_dir: Folder for the policy and its tokenizer.
+        """
+        warm_start(self, model, demonstrations, output_dir)
+
+    def export(
+        self,
+        model: PolicyModule,
+        datamodule: RolloutDataModule,
+        ckpt_path: str,
+        output_dir: str,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    ) -> None:
+        """Write the policy of a checkpoint as a folder that transformers and vLLM load.
+
+        Args:
+            model: Says which architecture and tokenizer.
+            datamodule: Not used.
+            ckpt_path: The checkpoint.
+            output_dir: The folder to write; must not exist, or be empty.
+            dtype: Type of the written weights; by default that of the checkpoint.
+        """
+        from dynamo_lightning.export import export_policy
+
+        export_policy(model, ckpt_path, output_dir, dtype)
+        print(f"wrote {output_dir}")
+
+
+class DynamoCLI(LightningCLI):
+    """One configuration for every subcommand: `trainer`, `model`, `data`, `optimizer`, `lr_scheduler`."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning's, with shipped configs found by name and no abbreviated options."""
+        kwargs.setdefault("dump_header", [f"dynamo_lightning=={__version__}"])
+        parser = LightningArgumentParser(allow_abbrev=False, **kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ShippedConfigFile,
+            help="YAML file; may be given several times, later ones win. A name that is not a file here is looked up "
+            "among the shipped configs.",
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The three links, and our defaults of Lightning's options."""
+        parser.add_argument(
+            "--optimizer",
+            type=OptimizerCallable,
+            default=lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
+            help="Optimizer of the policy.",
+        )
+        parser.add_argument(
+            "--lr_scheduler",
+            type=LRSchedulerCallable | None,
+            default=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=10),
+            help="Learning rate schedule, stepped with the optimizer; the default warms up over 10 steps.",
+        )
+        parser.link_arguments("optimizer", "model.optimizer")
+        parser.link_arguments("lr_scheduler", "model.lr_scheduler")
+        parser.link_arguments("model.model_name", "data.tokenizer_name")
+        parser.set_defaults(
+            {
+                "trainer.logger": [
+                    {"class_path": logger, "init_args": {"save_dir": "runs", "name": "dynamo"}} for logger in LOGGERS
+                ],
+                "trainer.callbacks": [{"class_path": f"dynamo_lightning.callbacks.{name}"} for name in CALLBACKS],
+                "trainer.use_distributed_sampler": False,
+                # A first forward under inference mode would break later training under FSDP2.
+                "trainer.inference_mode": False,
+                # The whole validation set is evaluated before training: the “before” of the report.
+                "trainer.num_sanity_val_steps": -1,
+                "trainer.log_every_n_steps": 1,
+            }
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's and ours, each with the arguments that the command line does not offer."""
+        return {
+            **LightningCLI.subcommands(),
+            "warm_start": {"model", "datamodule"},
+            "export": {"model", "datamodule"},
+        }
+
+    def before_instantiate_classes(self) -> None:
+        """Give all loggers of the run the same new folder; each would count its own versions otherwise."""
+        loggers = self.config[self.subcommand].trainer.logger
+        if not isinstance(loggers, list):
+            return
+        numbered = [logger for logger in loggers if logger.class_path in LOGGERS and logger.init_args.version is None]
+        for logger in numbered:
+            logger.init_args.version = next_version(
+                {Path(other.init_args.save_dir) / other.init_args.name for other in numbered}
+            )
+
+
+def next_version(folders: set[Path]) -> int:
+    """The first number for which no folder has a `version_{number}`."""
+    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
+    taken = [int(match[1]) for name in names if (match := re.fullmatch(r"version_(\d+)", name))]
+    return max(taken, default=-1) + 1
+
+
+def is_users_mistake(error: Exception) -> bool:
+    """Whether the message alone says all: Lightning's usage errors, and `ValueError`s that our own code raises."""
+    if isinstance(error, MisconfigurationException | FileNotFoundError):
+        return True
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    own_folders = (Path(__file__).parent, Path(sys.modules["dynamo_lightning.callbacks"].__file__ or "").parent)
+    return isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent.is_relative_to(own_folders[0]) or (
+        isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent == own_folders[1]
+    )
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments as a list; those of the process by default.
+    """
+    given = sys.argv[1:] if args is None else args
+    if isinstance(given, list) and given[:1] == ["report"]:
+        auto_cli(compare, args=given[1:], prog="dynamo_lightning report")
+        return
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    try:
+        DynamoCLI(
+            PolicyModule,
+            RolloutDataModule,
+            trainer_class=DynamoTrainer,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "prog": "python -m dynamo_lightning",
+                "exit_on_error": False,
+                **{subcommand: {"exit_on_error": False} for subcommand in DynamoCLI.subcommands()},
+            },
+            args=args,
+        )
+    except ArgumentError as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        if not is_users_mistake(error):
+            raise
+        sys.exit(f"error: {error}")

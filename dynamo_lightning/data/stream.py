@@ -1,0 +1,132 @@
+"""The stream of prompt batches: sized, stateful and seeded, and the same on every rank.
+
+It is a plain iterable instead of a `DataLoader`, for three reasons: Lightning fetches an unsized or worker-fed loader
+one batch ahead, when the statistics that decide on the next allocation are still one step old; what was fetched ahead
+is lost on resume; and a distributed sampler would give each rank other prompts, where all ranks share one batch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from dynamo_lightning.types import Prompt, PromptBatch
+
+
+class PromptStream:
+    """Batches of prompts in a new random order in each epoch, every prompt once.
+
+    Each `iter()` yields what is left of the current epoch, or the whole next one if nothing is. The position moves on
+    *before* a batch is yielded, so a checkpoint written while the batch is trained on says where to go on.
+
+    A data set that changed between save and load: the position counts prompts, so the epoch goes on from the same
+    place in the new permutation if it still has so many prompts (a few may come twice or not at all in this one
+    epoch); otherwise the next epoch starts. The same holds for another `prompts_per_batch`.
+
+    Args:
+        prompts: The data set.
+        prompts_per_batch: Prompts of one RL iteration, over all ranks.
+        seed: Seed of the permutations, at least 0; epoch `e` is permuted by `(seed, e)`.
+        make_batch: Called with the iteration number and the prompts of a batch when the batch is due.
+        drop_last: Whether a last batch with fewer prompts is dropped.
+
+    Raises:
+        ValueError: If there is no prompt, no full batch under `drop_last`, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        prompts_per_batch: int,
+        seed: int,
+        make_batch: Callable[[int, Sequence[Prompt]], PromptBatch],
+        drop_last: bool = False,
+    ) -> None:
+        if prompts_per_batch < 1 or seed < 0:
+            raise ValueError(f"data.prompts_per_batch={prompts_per_batch} must be at least 1, seed={seed} at least 0")
+        if len(prompts) < (prompts_per_batch if drop_last else 1):
+            raise ValueError(
+                f"{len(prompts)} prompts do not fill one batch of data.prompts_per_batch={prompts_per_batch}"
+                + (" (data.drop_last is true)" if drop_last else "")
+            )
+        self.prompts = prompts
+        self.prompts_per_batch = prompts_per_batch
+        self.seed = seed
+        self.make_batch = make_batch
+        self.drop_last = drop_last
+        self.epoch = 0
+        """Epochs begun before this one."""
+        self.position = 0
+        """Prompts of this epoch that were yielded."""
+        self.iteration = 0
+        """Batches yielded since the run began; never reset."""
+
+    def __len__(self) -> int:
+        """Return the number of batches of a full epoch."""
+        full, rest = divmod(len(self.prompts), self.prompts_per_batch)
+        return full + (1 if rest and not self.drop_last else 0)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """Yield the remaining batches of this epoch, or those of the next one if none remains."""
+        # Lightning stops after `len()` batches without asking for one more, so an epoch is closed by the next one.
+        if not self._has_batch():
+            self.epoch, self.position = self.epoch + 1, 0
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.prompts))
+        while self._has_batch():
+            prompts = [self.prompts[i] for i in order[self.position : self.position + self.prompts_per_batch]]
+            iteration = self.iteration
+            self.position += len(prompts)
+            self.iteration += 1
+            yield self.make_batch(iteration, prompts)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the stream, as primitives."""
+        return {"epoch": self.epoch, "position": self.position, "iteration": self.iteration}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on from a saved place; call it before `iter()` yields.
+
+        Raises:
+            ValueError: If the place is not one of three integers from 0.
+        """
+        place = {key: state_dict.get(key) for key in self.state_dict()}
+        if not all(isinstance(value, int) and value >= 0 for value in place.values()):
+            raise ValueError(f"corrupt place in the prompt stream: {place}")
+        self.epoch, self.position, self.iteration = (state_dict[key] for key in place)
+
+    def _has_batch(self) -> bool:
+        """Return whether this epoch has another batch."""
+        return len(self.prompts) - self.position >= (self.prompts_per_batch if self.drop_last else 1)
+
+
+class EvaluationStream:
+    """The prompts in order, in batches, from the start at each `iter()`; the same on every rank.
+
+    Not a `DataLoader`, to which Lightning would give a distributed sampler.
+
+    Args:
+        prompts: The data set.
+        prompts_per_batch: Prompts of one evaluation step, over all ranks; the last batch may be shorter.
+        make_batch: Called with the number of the batch and its prompts.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        prompts_per_batch: int,
+        make_batch: Callable[[int, Sequence[Prompt]], PromptBatch],
+    ) -> None:
+        self.prompts = prompts
+        self.prompts_per_batch = prompts_per_batch
+        self.make_batch = make_batch
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.prompts) // self.prompts_per_batch)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        """Yield every prompt once."""
+        for number in range(len(self)):
+            start = number * self.prompts_per_batch
+            yield self.make_batch(number, self.prompts[start : start + self.prompts_per_batch])

@@ -1,0 +1,244 @@
+"""Prompts, the running variance estimates of their rewards, and each batch's share-out of the rollout budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+from jsonargparse import lazy_instance
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from dynamo_lightning.allocation.allocate import allocate_rollouts
+from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
+from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
+from dynamo_lightning.allocation.statistics import PromptStatistics
+from dynamo_lightning.data.prompts import PromptSource, load_prompts
+from dynamo_lightning.data.stream import EvaluationStream, PromptStream
+from dynamo_lightning.distributed import run_seed
+from dynamo_lightning.policy import load_tokenizer
+from dynamo_lightning.types import Outcome, Prompt, PromptBatch
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Yields the global batch of each RL iteration, its rollout budget shared out by expected gradient variance.
+
+    Every rank gets the same batch: a `DistributedSampler` has no place here, the module spreads the rollouts instead.
+
+    Args:
+        train: Prompts to train on.
+        val: Prompts that `fit` and `validate` evaluate, any number of data sets.
+        test: Prompts that `test` evaluates.
+        predict: Prompts that `predict` answers.
+        tokenizer_name: Path or hub id of the tokenizer; the command line sets it to `model.model_name`.
+        max_prompt_length: Longer prompts are left out, tokens; their number is reported.
+        prompts_per_batch: Prompts of one RL iteration.
+        rollouts_per_prompt: Mean group size; the budget of a batch is this times its number of prompts, exactly.
+        min_rollouts: Smallest group size; `null` is a quarter of the mean, at least 2.
+        max_rollouts: Largest group size; `null` is three times the mean.
+        rule: What the allocation minimises.
+        estimator: How success rates are estimated from past outcomes.
+        success_threshold: Rewards from here on count as success in the statistics and in pass@k.
+        eval_prompts_per_batch: Prompts of one evaluation step.
+        eval_rollouts_per_prompt: Responses sampled for each prompt in `validate`, `test` and `predict`.
+        drop_last: Leave out the short batch at the end of an epoch.
+    """
+
+    def __init__(
+        self,
+        train: PromptSource | None = None,
+        val: list[PromptSource] | None = None,
+        test: list[PromptSource] | None = None,
+        predict: list[PromptSource] | None = None,
+        tokenizer_name: str = "embedded:arithmetic-qwen3",
+        max_prompt_length: int = 1024,
+        prompts_per_batch: int = 64,
+        rollouts_per_prompt: int = 16,
+        min_rollouts: int | None = None,
+        max_rollouts: int | None = None,
+        rule: AllocationRule = lazy_instance(RLOORule),  # noqa: B008 (stateless, and documented in --help)
+        estimator: VarianceEstimator = lazy_instance(BetaPosterior),  # noqa: B008
+        success_threshold: float = 0.5,
+        eval_prompts_per_batch: int = 64,
+        eval_rollouts_per_prompt: int = 8,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__()
+        for option, value in (
+            ("max_prompt_length", max_prompt_length),
+            ("prompts_per_batch", prompts_per_batch),
+            ("rollouts_per_prompt", rollouts_per_prompt),
+            ("eval_prompts_per_batch", eval_prompts_per_batch),
+            ("eval_rollouts_per_prompt", eval_rollouts_per_prompt),
+        ):
+            if value < 1:
+                raise ValueError(f"data.{option} must be at least 1, got {value}")
+        self.sources = {
+            "train": [train] if train is not None else [],
+            "val": val or [],
+            "test": test or [],
+            "predict": predict or [],
+        }
+        self.tokenizer_name = tokenizer_name
+        self.max_prompt_length = max_prompt_length
+        self.prompts_per_batch = prompts_per_batch
+        self.rollouts_per_prompt = rollouts_per_prompt
+        self.min_rollouts = min_rollouts if min_rollouts is not None else max(2, rollouts_per_prompt // 4)
+        self.max_rollouts = max_rollouts if max_rollouts is not None else 3 * rollouts_per_prompt
+        self.rule = rule
+        self.success_threshold = success_threshold
+        self.eval_prompts_per_batch = eval_prompts_per_batch
+        self.eval_rollouts_per_prompt = eval_rollouts_per_prompt
+        self.drop_last = drop_last
+        self.statistics = PromptStatistics(estimator)
+        self._prompts: dict[str, list[list[Prompt]]] = {}
+        self._stream: PromptStream | None = None
+        self._restored_position: dict[str, Any] | None = None
+        # An impossible budget is the same mistake for every batch: say so before anything is loaded.
+        self.allocate([0.25], [0])
+
+    # --- prompts ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Load the prompts that the stage needs; each data set once."""
+        for group in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
+            if group in self._prompts:
+                continue
+            if not self.sources[group] and not (stage == "fit" and group == "val"):
+                raise ValueError(f"{stage} needs prompts: set data.{group}")
+            tokenizer = load_tokenizer(self.tokenizer_name) if self.sources[group] else None
+            self._prompts[group] = []
+            for index, source in enumerate(self.sources[group]):
+                option = f"data.{group}" if group == "train" else f"data.{group}[{index}]"
+                loaded = load_prompts(source, tokenizer, self.max_prompt_length, option=option)
+                rank_zero_info(f"{option}: {loaded.summary()}")
+                self._prompts[group].append(list(loaded.prompts))
+
+    def check_answers(self, check: Any) -> None:
+        """Call `check` on every reference answer that is loaded, so that a bad one is found before any training.
+
+        Args:
+            check: Raises `ValueError` for an answer that the reward could never match.
+
+        Raises:
+            ValueError: Naming the data set and the prompt.
+        """
+        for group in self._prompts.values():
+            for prompts in group:
+                for prompt in prompts:
+                    try:
+                        check(prompt.answer)
+                    except ValueError as error:
+                        raise ValueError(f"data set {prompt.source}, prompt {prompt.question[:80]!r}: {error}") from None
+
+    def train_dataloader(self) -> PromptStream:
+        """The stream of training batches, where it was left."""
+        if self._stream is None:
+            prompts = self._prompts["train"][0]
+            self._stream = PromptStream(
+                prompts, self.prompts_per_batch, seed=run_seed(), make_batch=self._training_batch, drop_last=self.drop_last
+            )
+            if self._restored_position is not None:
+                self._stream.load_state_dict(self._restored_position)
+        return self._stream
+
+    def val_dataloader(self) -> list[Iterable[PromptBatch]]:
+        """One loader for each validation data set."""
+        return self._evaluation_loaders("val")
+
+    def test_dataloader(self) -> list[Iterable[PromptBatch]]:
+        """One loader for each test data set."""
+        return self._evaluation_loaders("test")
+
+    def predict_dataloader(self) -> list[Iterable[PromptBatch]]:
+        """One loader for each data set to answer."""
+        return self._evaluation_loaders("predict")
+
+    def _evaluation_loaders(self, group: str) -> list[Iterable[PromptBatch]]:
+        return [
+            EvaluationStream(prompts, self.eval_prompts_per_batch, self._evaluation_batch)
+            for prompts in self._prompts[group]
+        ]
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: Any, dataloader_idx: int) -> PromptBatch:
+        """Batches are records without tensors: nothing to move."""
+        return batch
+
+    # --- allocation ---------------------------------------------------------------------------------------------------
+
+    def allocate(self, bernoulli_variances: Sequence[float], prompt_ids: Sequence[int]) -> np.ndarray:
+        """Share the budget of a batch out over its prompts.
+
+        Args:
+            bernoulli_variances: Expected p(1 − p) of each prompt, `[num_prompts]`.
+            prompt_ids: `[num_prompts]`, to break ties.
+
+        Returns:
+            Group sizes, `[num_prompts]`, int64, of mean `rollouts_per_prompt` exactly.
+        """
+        return allocate_rollouts(
+            np.asarray(bernoulli_variances, dtype=np.float64),
+            np.asarray(prompt_ids, dtype=np.int64),
+            budget=self.rollouts_per_prompt * len(prompt_ids),
+            min_rollouts=self.min_rollouts,
+            max_rollouts=self.max_rollouts,
+            rule=self.rule,
+        )
+
+    def _training_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
+        prompt_ids = [prompt.prompt_id for prompt in prompts]
+        estimate = self.statistics.estimate(np.asarray(prompt_ids, dtype=np.int64), iteration)
+        group_sizes = self.allocate(estimate.bernoulli_variance.tolist(), prompt_ids)
+        return PromptBatch(
+            iteration=iteration,
+            prompts=tuple(prompts),
+            group_sizes=tuple(group_sizes.tolist()),
+            success_rates=tuple(estimate.success_rate.tolist()),
+            bernoulli_variances=tuple(estimate.bernoulli_variance.tolist()),
+            unseen=tuple(estimate.unseen.tolist()),
+        )
+
+    def _evaluation_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
+        num_prompts = len(prompts)
+        return PromptBatch(
+            iteration=iteration,
+            prompts=tuple(prompts),
+            group_sizes=(self.eval_rollouts_per_prompt,) * num_prompts,
+            success_rates=(0.5,) * num_prompts,
+            bernoulli_variances=(0.25,) * num_prompts,
+            unseen=(True,) * num_prompts,
+        )
+
+    def observe(self, batch: PromptBatch, outcomes: Sequence[Outcome]) -> None:
+        """Learn from the outcomes of a batch: the same ones, of all ranks, on every rank.
+
+        Args:
+            batch: The batch they belong to.
+            outcomes: Its scored rollouts in any order; joined by prompt id.
+        """
+        successes = {prompt.prompt_id: 0 for prompt in batch.prompts}
+        counts = dict(successes)
+        for outcome in outcomes:
+            counts[outcome.prompt_id] += 1
+            successes[outcome.prompt_id] += outcome.score.reward >= self.success_threshold
+        self.statistics.observe(
+            np.fromiter(counts.keys(), dtype=np.int64),
+            np.fromiter(successes.values(), dtype=np.float64),
+            np.fromiter(counts.values(), dtype=np.float64),
+            batch.iteration,
+        )
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics and stream position: tensors and primitives only."""
+        position = self._stream.state_dict() if self._stream is not None else self._restored_position
+        return {"statistics": self.statistics.state_dict(), "stream": position or {}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; Lightning does not restore a loader's position after an epoch's end."""
+        self.statistics.load_state_dict(state_dict["statistics"])
+        self._restored_position = state_dict["stream"] or None
+        if self._stream is not None and self._restored_position is not None:
+            self._stream.load_state_dict(self._restored_position)

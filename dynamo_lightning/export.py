@@ -1,0 +1,54 @@
+"""From a Lightning checkpoint to a folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from dynamo_lightning.module import PolicyModule
+
+
+def export_policy(
+    model: PolicyModule, ckpt_path: str, output_dir: str, dtype: Literal["float32", "bfloat16", "float16"] | None = None
+) -> None:
+    """Write the policy of a checkpoint in Hugging Face format, with tokenizer and generation config.
+
+    The folder appears whole or not at all.
+
+    Args:
+        model: Says which architecture and tokenizer; its weights are replaced.
+        ckpt_path: A checkpoint of this model.
+        output_dir: The folder to write; must not exist, or be empty.
+        dtype: Type of the written weights; by default that of the checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the folder is not empty, or the checkpoint is of another model.
+    """
+    target = Path(output_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"output_dir {output_dir} is there already and not an empty folder")
+    if not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}")
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path: {ckpt_path} is not a Lightning checkpoint")
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    assert model.policy is not None
+    if dtype is not None:
+        model.policy.to(getattr(torch, dtype))
+    partial = target.with_name(f"{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    model.policy.save_pretrained(partial)
+    model.tokenizer.save_pretrained(partial)
+    if target.exists():
+        target.rmdir()
+    os.replace(partial, target)

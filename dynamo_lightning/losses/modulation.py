@@ -1,0 +1,193 @@
+"""Token-level advantage modulation: compensate attenuated gradients, damp excessive entropy changes (arXiv 2602.19208).
+
+`A_final = A · β_comp · β_stab`, all factors detached. Departures from the paper's code:
+
+- the expectation in the entropy change is over the vocabulary, not over the positions of the sequence;
+- the normalisers come from the whole rollout batch on all ranks, so results do not depend on micro-batches or ranks;
+- they are quantiles by default: under the maximum, one outlier token sets the scale and hardly any token is damped;
+- β is computed once per rollout batch, at the policy that sampled it, and kept for all its updates.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynamo_lightning.losses.token_statistics import TokenStatistics
+
+NormaliserKind = Literal["quantile", "max"]
+
+
+def entropy_change(statistics: TokenStatistics, advantages: Tensor) -> Tensor:
+    """First-order change of the policy's entropy at a token under a step along its own policy gradient.
+
+    `ΔH = −ξ [π(a) Λ(a) − Σ_k π_k² Λ_k]` with `Λ = log π + H` and ξ the token's advantage: the scoring pass has
+    importance ratio 1 and clips nothing. The change per unit of step size on the token's logits.
+
+    Args:
+        statistics: Of the policy that sampled the tokens, `[num_tokens]` each.
+        advantages: Raw advantage of each token's rollout, `[num_tokens]`.
+
+    Returns:
+        `[num_tokens]`.
+    """
+    taken = statistics.logprobs.exp() * (statistics.logprobs + statistics.entropy)
+    return -advantages * (taken - statistics.squared_prob_lambda)
+
+
+def compensation_factor(
+    entropy: Tensor, advantages: Tensor, *, alpha: float, entropy_min: float, entropy_max: float
+) -> Tensor:
+    """Factor that restores the gradient of confident correct tokens.
+
+    The expected squared gradient of log π is `1 − Σ π² ≤ 1 − e^(−H)`: it vanishes where entropy does. Therefore
+    `β_comp = 1 + α (H_max − H) / (H_max − H_min)` where `A > 0`, else 1; 1 everywhere when `H_max = H_min`.
+
+    Args:
+        entropy: `[num_tokens]`, nats; clamped to the two bounds.
+        advantages: `[num_tokens]`.
+        alpha: Strength; the factor lies in [1, 1 + α].
+        entropy_min: H_min, nats.
+        entropy_max: H_max, nats.
+
+    Returns:
+        `[num_tokens]`.
+    """
+    if entropy_max <= entropy_min:
+        return torch.ones_like(entropy)
+    confidence = (entropy_max - entropy.clamp(entropy_min, entropy_max)) / (entropy_max - entropy_min)
+    return torch.where(advantages > 0, 1.0 + alpha * confidence, 1.0)
+
+
+def stabilisation_factor(change: Tensor, *, alpha: float, gamma: float, tau: float, change_max: float) -> Tensor:
+    """Factor that damps tokens whose update would change the entropy too much.
+
+    `β_stab = (1 − α) + α / (1 + e^{γ (x − τ)})`, `x = |ΔH| / Ξ_max` clamped to [0, 1]; 1 everywhere when `Ξ_max = 0`.
+
+    Args:
+        change: ΔH of each token, `[num_tokens]`.
+        alpha: Strength; the factor lies in [1 − α, 1].
+        gamma: Steepness of the threshold.
+        tau: Threshold on x.
+        change_max: Ξ_max.
+
+    Returns:
+        `[num_tokens]`.
+    """
+    if change_max <= 0:
+        return torch.ones_like(change)
+    share = (change.abs() / change_max).clamp(0.0, 1.0)
+    return (1.0 - alpha) + alpha * torch.sigmoid(gamma * (tau - share))
+
+
+def nearest_rank_quantile(values: Tensor, q: float) -> float:
+    """The smallest value that at least a share q of the values does not exceed.
+
+    By `kthvalue`: `torch.quantile` refuses more than 2²⁴ values.
+
+    Args:
+        values: `[num_values]`, at least one.
+        q: In [0, 1].
+    """
+    rank = math.ceil(round(q * len(values), 6))
+    return float(values.kthvalue(min(max(rank, 1), len(values))).values)
+
+
+@dataclass(frozen=True)
+class ModulatedAdvantages:
+    """Token advantages after modulation, with what made them for the log."""
+
+    advantages: Tensor
+    """Final advantage of each token, `[num_tokens]`."""
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name the factors whose histograms are worth seeing, `[num_tokens]` each."""
+    indicators: Mapping[str, Tensor] = field(default_factory=dict)
+    """By metric name a value for each token, `[num_tokens]`, whose mean over the batch is logged."""
+
+
+class Modulation(ABC):
+    """How token advantages are changed before the surrogate sees them."""
+
+    @abstractmethod
+    def __call__(
+        self, statistics: TokenStatistics, advantages: Tensor, gather: Callable[[Tensor], Tensor]
+    ) -> ModulatedAdvantages:
+        """Modulate the advantages of this rank's tokens.
+
+        Args:
+            statistics: Of the policy that sampled the tokens, detached, `[num_tokens]` each.
+            advantages: Raw advantage of each token's rollout, `[num_tokens]`.
+            gather: Gives the values of all ranks for the values of this one; called equally often on every rank.
+        """
+
+
+class DynamoModulation(Modulation):
+    """Gradient compensation and update stabilisation of DynaMO; either is switched off by setting its α to 0.
+
+    Args:
+        compensation_alpha: Strength of the gradient compensation; confident correct tokens gain up to this share.
+        stabilisation_alpha: Strength of the damping; tokens with the largest entropy change lose up to this share.
+        gamma: Steepness of the damping threshold.
+        tau: Entropy change, as a share of the largest one, at which half of the damping sets in.
+        normaliser: What the largest and smallest values of the batch are: `quantile` or `max`.
+        quantile: The share q of tokens below the largest value (and above the smallest) when `normaliser: quantile`.
+    """
+
+    def __init__(
+        self,
+        compensation_alpha: float = 0.4,
+        stabilisation_alpha: float = 0.4,
+        gamma: float = 50.0,
+        tau: float = 0.9,
+        normaliser: NormaliserKind = "quantile",
+        quantile: float = 0.99,
+    ) -> None:
+        if compensation_alpha < 0 or not 0 <= stabilisation_alpha <= 1:
+            raise ValueError(
+                "modulation needs compensation_alpha ≥ 0 and stabilisation_alpha in [0, 1], got "
+                f"{compensation_alpha} and {stabilisation_alpha}"
+            )
+        if normaliser == "quantile" and not 0.5 < quantile <= 1:
+            raise ValueError(f"modulation needs quantile in (0.5, 1], got {quantile}")
+        self.compensation_alpha = compensation_alpha
+        self.stabilisation_alpha = stabilisation_alpha
+        self.gamma = gamma
+        self.tau = tau
+        self.upper_share = quantile if normaliser == "quantile" else 1.0
+
+    def __call__(
+        self, statistics: TokenStatistics, advantages: Tensor, gather: Callable[[Tensor], Tensor]
+    ) -> ModulatedAdvantages:
+        """See the base class; the normalisers are taken over the response tokens of the whole batch."""
+        change = entropy_change(statistics, advantages)
+        all_entropies = gather(statistics.entropy)
+        compensation = compensation_factor(
+            statistics.entropy,
+            advantages,
+            alpha=self.compensation_alpha,
+            entropy_min=nearest_rank_quantile(all_entropies, 1.0 - self.upper_share),
+            entropy_max=nearest_rank_quantile(all_entropies, self.upper_share),
+        )
+        stabilisation = stabilisation_factor(
+            change,
+            alpha=self.stabilisation_alpha,
+            gamma=self.gamma,
+            tau=self.tau,
+            change_max=nearest_rank_quantile(gather(change.abs()), self.upper_share),
+        )
+        damped = stabilisation < 1.0 - 0.5 * self.stabilisation_alpha
+        return ModulatedAdvantages(
+            advantages * compensation * stabilisation,
+            factors={"beta_comp": compensation, "beta_stab": stabilisation},
+            indicators={
+                "mod/beta_comp_mean": compensation,
+                "mod/beta_stab_mean": stabilisation,
+                "mod/frac_damped": damped.float(),
+            },
+        )

@@ -1,0 +1,102 @@
+"""The policy loss put together from its replaceable parts.
+
+`L = −Σ w · objective(r, A_final) + c_kl Σ w · k3 − c_H · mean H`, with `w` the global token weights of `weights.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor
+
+from dynamo_lightning.losses.advantages import RLOO, Advantage
+from dynamo_lightning.losses.modulation import DynamoModulation, Modulation
+from dynamo_lightning.losses.surrogate import ClippedSurrogate, Surrogate
+from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.losses.weights import Aggregation, LengthNormalisation
+
+
+def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """Estimate of `KL(π ‖ π_ref)` at each sampled token: `e^d − d − 1`, `d = log π_ref − log π` (never negative).
+
+    Source: Schulman, “Approximating KL divergence”, 2020, the estimator k3. Shapes `[num_tokens]`, nats.
+    """
+    difference = reference_logprobs - logprobs
+    return difference.exp() - difference - 1.0
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What the loss needs besides the current statistics; all `[num_tokens]`, without gradient."""
+
+    old_logprobs: Tensor
+    """log π_old(a) from the scoring pass, nats."""
+    advantages: Tensor
+    """Final token advantages, modulated."""
+    weights: Tensor
+    """Weight of each token, see `token_weights`."""
+    reference_logprobs: Tensor | None
+    """log π_ref(a), nats; only with a KL term."""
+
+
+@dataclass
+class PolicyLoss:
+    """The modulated policy-gradient loss."""
+
+    advantage: Advantage = lazy_instance(RLOO)
+    """How rewards become advantages."""
+    modulation: Modulation | None = lazy_instance(DynamoModulation)
+    """How token advantages are modulated; `null` leaves them as they are."""
+    surrogate: Surrogate = lazy_instance(ClippedSurrogate)
+    """How far the update may move the policy."""
+    aggregation: Aggregation = "prompt_mean"
+    """`prompt_mean`: every prompt weighs the same, whatever its group size; `sequence_mean`: every rollout;
+    `token_mean`: every token."""
+    length_normalisation: LengthNormalisation = "max_response_length"
+    """What a rollout's token sum is divided by: the constant limit or its own length; without effect under
+    `token_mean`."""
+    entropy_coefficient: float = 0.0
+    """c_H: adds `−c_H · mean token entropy` to the loss."""
+    kl_coefficient: float = 0.0
+    """c_kl: adds `c_kl · KL` to a frozen copy of the starting policy (estimator k3)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.kl_coefficient < 0:
+            raise ValueError(f"model.loss.kl_coefficient must not be negative, got {self.kl_coefficient}")
+
+    @property
+    def vanishes_without_advantage(self) -> bool:
+        """Whether a rollout of advantage 0 adds nothing to the gradient, so that the update may skip it."""
+        return self.entropy_coefficient == 0 and self.kl_coefficient == 0
+
+    def __call__(
+        self, statistics: TokenStatistics, inputs: LossInputs, num_tokens: int
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """This micro-batch's share of the loss of an optimizer step.
+
+        Args:
+            statistics: Of the current policy, with gradient, `[num_tokens of the micro-batch]` each.
+            inputs: The rest, in the same order.
+            num_tokens: Response tokens of the whole optimizer step, all ranks: the denominator of the metrics and of
+                the mean entropy.
+
+        Returns:
+            The share, a scalar; shares of all micro-batches and ranks add up to the loss. And this micro-batch's share
+            of each metric; they add up in the same way.
+        """
+        importance_ratio = (statistics.logprobs - inputs.old_logprobs).exp()
+        objective, indicators = self.surrogate(importance_ratio, inputs.advantages)
+        loss = -(inputs.weights * objective).sum()
+        values = {"policy_loss": loss, **{name: value.sum() / num_tokens for name, value in indicators.items()}}
+        if self.entropy_coefficient != 0:
+            loss = loss - self.entropy_coefficient * statistics.entropy.sum() / num_tokens
+        if inputs.reference_logprobs is not None:
+            divergence = k3_divergence(statistics.logprobs, inputs.reference_logprobs)
+            loss = loss + self.kl_coefficient * (inputs.weights * divergence).sum()
+            values["kl"] = divergence.sum() / num_tokens
+        values["loss"] = loss
+        return loss, {name: torch.as_tensor(value).detach() for name, value in values.items()}

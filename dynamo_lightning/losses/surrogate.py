@@ -1,0 +1,64 @@
+"""The surrogate objective: what of a token's advantage the update may use, given how far the policy has moved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Surrogate(ABC):
+    """Objective of each token as a function of its importance ratio and advantage."""
+
+    @abstractmethod
+    def __call__(self, importance_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Objective of each token, to be maximised.
+
+        Args:
+            importance_ratio: `r = π(a) / π_old(a)`, `[num_tokens]`, with gradient.
+            advantages: Final token advantages, `[num_tokens]`.
+
+        Returns:
+            Objective, `[num_tokens]`, and by metric name the indicator (or value) of each token, `[num_tokens]`,
+            whose mean over all tokens of the batch is logged.
+        """
+
+
+class ClippedSurrogate(Surrogate):
+    """PPO's clip with separate bounds, and the dual clip.
+
+    `min(r A, clip(r, 1 − ε_low, 1 + ε_high) A)`, and for `A < 0` at least `c A`, which bounds the update of a token
+    whose ratio has exploded (arXiv 1707.06347, 1912.09729; a wider upper bound is DAPO's Clip-Higher, 2503.14476).
+
+    Args:
+        clip_low: ε_low; the ratio counts down to 1 − ε_low.
+        clip_high: ε_high; the ratio counts up to 1 + ε_high.
+        dual_clip: c > 1; largest ratio that counts where the advantage is negative. `null` switches it off.
+    """
+
+    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = 10.0) -> None:
+        if not 0 < clip_low <= 1 or clip_high <= 0:
+            raise ValueError(f"surrogate needs 0 < clip_low ≤ 1 and clip_high > 0, got {clip_low} and {clip_high}")
+        if dual_clip is not None and dual_clip <= 1 + clip_high:
+            raise ValueError(f"surrogate needs dual_clip > 1 + clip_high = {1 + clip_high}, got {dual_clip}")
+        self.clip_low = clip_low
+        self.clip_high = clip_high
+        self.dual_clip = dual_clip
+
+    def __call__(self, importance_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """See the base class."""
+        clipped = importance_ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
+        objective = torch.minimum(importance_ratio * advantages, clipped * advantages)
+        if self.dual_clip is not None:
+            bounded = torch.maximum(objective, self.dual_clip * advantages)
+            objective = torch.where(advantages < 0, bounded, objective)
+        low = (importance_ratio < 1.0 - self.clip_low) & (advantages < 0)
+        high = (importance_ratio > 1.0 + self.clip_high) & (advantages > 0)
+        indicators = {
+            "clip_ratio/low_mean": low.float(),
+            "clip_ratio/high_mean": high.float(),
+            "clip_ratio/region_mean": (low | high).float(),
+        }
+        return objective, indicators

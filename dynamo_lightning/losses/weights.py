@@ -1,0 +1,56 @@
+"""Weights of rollouts in the loss: who shares the denominator with whom.
+
+All denominators are global: over every micro-batch and rank of the optimizer step. The mean of micro-batch means would
+depend on how the batch happens to be cut.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Aggregation = Literal["prompt_mean", "token_mean", "sequence_mean"]
+LengthNormalisation = Literal["max_response_length", "response_length"]
+
+
+def token_weights(
+    group_sizes: Tensor,
+    response_lengths: Tensor,
+    *,
+    aggregation: Aggregation,
+    length_normalisation: LengthNormalisation,
+    num_prompts: int,
+    num_rollouts: int,
+    num_tokens: int,
+    max_response_length: int,
+) -> Tensor:
+    """Weight of each token of a rollout, so that the loss is `Σ weight · token loss`.
+
+    | aggregation | weight of a rollout |
+    |---|---|
+    | `prompt_mean` | `1 / (N n_i)`: unequal groups do not change the objective |
+    | `sequence_mean` | `1 / Σ n_i`: prompt i weighs n_i |
+    | `token_mean` | no weight of its own: every token weighs `1 / num_tokens` |
+
+    A rollout's weight is spread over its tokens as `1 / max_response_length` each (Dr. GRPO, arXiv 2503.20783: no bias
+    towards short right and long wrong responses) or as `1 / response_length` (their mean).
+
+    Args:
+        group_sizes: Number of rollouts in the group of each rollout, `[num_rollouts on this rank]`.
+        response_lengths: Tokens of each rollout, `[num_rollouts on this rank]`.
+        aggregation: See the table.
+        length_normalisation: How a rollout's weight is spread; without effect under `token_mean`.
+        num_prompts: Prompts of the optimizer step, all ranks.
+        num_rollouts: Rollouts of the optimizer step, all ranks.
+        num_tokens: Response tokens of the optimizer step, all ranks.
+        max_response_length: The length limit, tokens.
+
+    Returns:
+        `[num_rollouts on this rank]`, float32.
+    """
+    if aggregation == "token_mean":
+        return (response_lengths * 0.0 + 1.0 / num_tokens).float()
+    rollout_weights = 1.0 / (num_prompts * group_sizes.double()) if aggregation == "prompt_mean" else 1.0 / num_rollouts
+    spread = max_response_length if length_normalisation == "max_response_length" else response_lengths.double()
+    return (response_lengths * 0.0 + rollout_weights / spread).float()

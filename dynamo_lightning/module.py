@@ -1,0 +1,365 @@
+"""The policy and its training step, which reads as the algorithm.
+
+One Lightning batch is one RL iteration: the global `PromptBatch` comes in with its group sizes; rollouts, rewards,
+advantages and updates all happen in `training_step` (manual optimization). Every rank gets the same batch, samples its
+share of the rollouts and learns from it; the outcomes are gathered, so that statistics, advantages and denominators are
+global.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from jsonargparse import lazy_instance
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
+from dynamo_lightning.evaluation.metrics import PassAtK
+from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.training_metrics import allocation_metrics, failure_metrics, rollout_metrics
+from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rewards.math import MathReward
+from dynamo_lightning.rewards.reward import Reward
+from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig, check_failure_share
+from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.rollout.requests import make_requests, share_of_rank
+from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.types import IterationRecord, Outcome, PromptBatch, Rollout, RolloutBatch
+from dynamo_lightning.update import UpdateConfig, scoring_pass, update_policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PolicyModule(L.LightningModule):
+    """A causal language model trained by reinforcement learning with verifiable rewards.
+
+    Args:
+        model_name: Path or hub id of a Hugging Face causal language model; `embedded:arithmetic-qwen3` is shipped.
+        policy: How the model is loaded.
+        generator: What samples the responses.
+        sampling: How responses are sampled.
+        reward: What verifies the responses.
+        scoring: The processes in which rewards are computed.
+        loss: The policy loss.
+        update: How a batch of rollouts is learnt from.
+        optimizer: The optimizer; on the command line it is `--optimizer`.
+        lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
+        gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
+        pass_at_k: The k of every pass@k that evaluations report, each at most `data.eval_rollouts_per_prompt`.
+        eval_temperature: Divides the logits in evaluations.
+    """
+
+    def __init__(
+        self,
+        model_name: str = "embedded:arithmetic-qwen3",
+        policy: PolicyConfig = PolicyConfig(),  # noqa: B008 (never changed, and documented in --help)
+        generator: Generator = lazy_instance(TransformersGenerator),  # noqa: B008
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
+        reward: Reward = lazy_instance(MathReward),  # noqa: B008
+        scoring: ScoringConfig = ScoringConfig(),  # noqa: B008
+        loss: PolicyLoss = PolicyLoss(),  # noqa: B008
+        update: UpdateConfig = UpdateConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip_val: float | None = 1.0,
+        pass_at_k: list[int] | None = None,
+        eval_temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if gradient_clip_val is not None and gradient_clip_val <= 0:
+            raise ValueError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
+        if eval_temperature <= 0:
+            raise ValueError(f"model.eval_temperature must be positive, got {eval_temperature}")
+        self.automatic_optimization = False
+        self.model_name = model_name
+        self.policy_config = policy
+        self.generator = generator
+        self.sampling = sampling
+        self.reward = reward
+        self.scorer = RewardScorer(reward, scoring)
+        self.loss = loss
+        self.update_config = update
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.gradient_clip_val = gradient_clip_val
+        self.pass_at_k = pass_at_k if pass_at_k is not None else [1]
+        self.eval_temperature = eval_temperature
+        self.policy: PreTrainedModel | None = None
+        self.gradient_norm = 0.0
+        self.seconds: dict[str, float] = {}
+        self._pass_at_k_metrics: dict[tuple[str, int], PassAtK] = {}
+
+    # --- set-up -------------------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Adds none; called before Lightning's own checks, so that an error can name our options."""
+        for flag, instead in (
+            ("gradient_clip_val", "model.gradient_clip_val"),
+            ("accumulate_grad_batches", "model.update.max_tokens_per_micro_batch"),
+        ):
+            if getattr(self.trainer, flag) not in (None, 1):
+                raise ValueError(
+                    f"trainer.{flag}={getattr(self.trainer, flag)} does not apply to a policy update: use {instead}"
+                )
+        return []
+
+    def configure_model(self) -> None:
+        """Load the policy, once; with a KL term also the frozen reference."""
+        if self.policy is not None:
+            return
+        self.policy = load_policy(self.model_name, self.policy_config)
+        self.tokenizer = load_tokenizer(self.model_name, self.policy_config.trust_remote_code)
+        # In a list, the reference is no submodule: it is neither trained, nor saved, nor moved by Lightning.
+        self._reference = []
+        if self.loss.kl_coefficient > 0:
+            self._reference.append(load_policy(self.model_name, self.policy_config).requires_grad_(False).eval())
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all trainable parameters, and its schedule."""
+        assert self.policy is not None
+        optimizer = self.optimizer(parameter for parameter in self.policy.parameters() if parameter.requires_grad)
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("lr_scheduler ReduceLROnPlateau needs a metric at every step: choose another schedule")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        """Check every reference answer against the reward before anything is sampled."""
+        self.trainer.datamodule.check_answers(self.reward.check_answer)
+        if stage in ("validate", "test", "fit") and max(self.pass_at_k) > self.trainer.datamodule.eval_rollouts_per_prompt:
+            raise ValueError(
+                f"model.pass_at_k={self.pass_at_k} needs at least {max(self.pass_at_k)} responses for each prompt, but "
+                f"data.eval_rollouts_per_prompt is {self.trainer.datamodule.eval_rollouts_per_prompt}"
+            )
+
+    def on_fit_start(self) -> None:
+        """Put the reference policy where the policy is."""
+        for reference in self._reference:
+            reference.to(self.device)
+
+    def teardown(self, stage: str) -> None:
+        """End the reward processes."""
+        self.scorer.close()
+
+    # --- the RL iteration ---------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
+        self.seconds = {}
+        with self.phase("generate"):
+            rollouts, spare = self.sample(batch, "train", self.sampling.temperature)
+        with self.phase("reward"):
+            all_outcomes = self.score(batch, rollouts)
+        outcomes = self.without_dropped(all_outcomes)
+        self.trainer.datamodule.observe(batch, outcomes)
+        rollout_batch = self.with_advantages(batch, outcomes, rollouts, spare)
+        with self.phase("score"):
+            reference = self._reference[0] if self._reference else None
+            experience = scoring_pass(
+                self.policy, reference, rollout_batch, self.loss, self.update_config, self.sampling.temperature
+            )
+        with self.phase("update"):
+            self.policy.train()
+            result = update_policy(self, experience)
+        metrics = {
+            **rollout_metrics(batch, outcomes),
+            **failure_metrics(all_outcomes),
+            **allocation_metrics(batch, self.trainer.datamodule.min_rollouts, self.trainer.datamodule.max_rollouts),
+            **experience.metrics,
+            **result.metrics,
+            **{f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items()},
+        }
+        if result.gradient_norms:
+            metrics["grad_norm"] = sum(result.gradient_norms) / len(result.gradient_norms)
+        shown = {name: metrics.pop(name) for name in ("reward", "entropy", "grad_norm") if name in metrics}
+        self.log_dict(metrics, on_step=True, on_epoch=False)
+        self.log_dict(shown, on_step=True, on_epoch=False, prog_bar=True)
+        prompt_lengths = {prompt.prompt_id: len(prompt.token_ids) for prompt in batch.prompts}
+        record = IterationRecord(
+            batch=batch,
+            outcomes=outcomes,
+            rollouts=tuple(rollouts),
+            entropy=shown["entropy"],
+            gradient_norms=result.gradient_norms,
+            num_tokens=sum(prompt_lengths[o.prompt_id] + o.response_length for o in all_outcomes),
+            factors=experience.modulated.factors,
+            seconds=dict(self.seconds),
+            metrics={**metrics, **shown},
+        )
+        return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
+
+    def sample(self, batch: PromptBatch, stage: str, temperature: float) -> tuple[list[Rollout], Rollout]:
+        """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty."""
+        requests, num_filled_up = share_of_rank(make_requests(batch, stage, run_seed()), rank(), world_size())
+        assert self.policy is not None
+        self.policy.eval()
+        rollouts = self.generator.generate(
+            self.policy,
+            self.tokenizer,
+            requests,
+            max_response_length=self.sampling.max_response_length,
+            temperature=temperature,
+        )
+        return rollouts[: len(rollouts) - num_filled_up], rollouts[0]
+
+    def score(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> tuple[Outcome, ...]:
+        """Outcomes of all ranks' rollouts, by prompt and sample index, on every rank.
+
+        Raises:
+            RuntimeError: If more rewards failed than `model.scoring.max_failure_share` allows.
+        """
+        own = [
+            Outcome(rollout.prompt.prompt_id, rollout.sample_index, score, len(rollout.token_ids), rollout.truncated)
+            for rollout, score in zip(rollouts, self.scorer.score(rollouts), strict=True)
+        ]
+        position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
+        outcomes = sorted(gather_objects(own), key=lambda o: (position[o.prompt_id], o.sample_index))
+        check_failure_share([outcome.score for outcome in outcomes], self.scorer.config.max_failure_share)
+        return tuple(outcomes)
+
+    def without_dropped(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+        """The outcomes that count: with `model.scoring.failure_score: drop`, those whose reward did not fail."""
+        if self.scorer.config.failure_score != "drop":
+            return tuple(outcomes)
+        kept = tuple(outcome for outcome in outcomes if outcome.score.failure is None)
+        if not kept:
+            raise RuntimeError(f"all {len(outcomes)} rollouts of the batch were dropped: no reward could be computed")
+        return kept
+
+    def with_advantages(
+        self, batch: PromptBatch, outcomes: Sequence[Outcome], rollouts: Sequence[Rollout], spare: Rollout
+    ) -> RolloutBatch:
+        """This rank's rollouts with their advantages, which are computed over the rollouts of all ranks."""
+        position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
+        group_indices = torch.tensor([position[outcome.prompt_id] for outcome in outcomes], dtype=torch.int64)
+        rewards = torch.tensor([outcome.score.reward for outcome in outcomes], dtype=torch.float32)
+        lengths = torch.tensor([outcome.response_length for outcome in outcomes], dtype=torch.int64)
+        advantages = self.loss.advantage(rewards, group_indices)
+        empty = torch.zeros(len(batch.prompts), dtype=torch.int64)
+        row_of = {outcome.key: row for row, outcome in enumerate(outcomes)}
+        own = [rollout for rollout in rollouts if rollout.key in row_of]
+        own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
+        return RolloutBatch(
+            rollouts=tuple(own),
+            advantages=advantages[own_rows],
+            group_indices=group_indices[own_rows],
+            group_sizes=empty.index_add(0, group_indices, torch.ones_like(lengths)),
+            group_tokens=empty.index_add(0, group_indices, lengths),
+            group_teaches=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
+            spare=spare,
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the total gradient norm and keep what it was before.
+
+        Raises:
+            RuntimeError: If it is not finite: a step would ruin the policy.
+        """
+        assert self.policy is not None
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.gradient_norm = float(norm)
+        if not torch.isfinite(norm):
+            raise RuntimeError(
+                f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops before "
+                "the policy is lost; the last checkpoint is intact"
+            )
+        if self.gradient_clip_val is not None:
+            clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a part of the iteration, for the log and for Lightning's profiler."""
+        start = time.perf_counter()
+        with self.trainer.profiler.profile(name):
+            yield
+        self.seconds[name] = time.perf_counter() - start
+
+    # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Sample and score the prompts of one evaluation batch."""
+        rollouts, _ = self.sample(batch, "evaluate", self.eval_temperature)
+        outcomes = self.score(batch, rollouts)
+        threshold = self.trainer.datamodule.success_threshold
+        source = batch.prompts[0].source
+        total = {prompt.prompt_id: 0 for prompt in batch.prompts}
+        correct = dict(total)
+        for outcome in outcomes:
+            total[outcome.prompt_id] += 1
+            # A failed reward counts as wrong, also where training would drop the rollout (its reward is NaN then).
+            correct[outcome.prompt_id] += outcome.score.reward >= threshold
+        for k in self.pass_at_k:
+            # Outcomes are those of all ranks already, so the metric must not add the ranks up once more.
+            metric = self._pass_at_k_metrics.setdefault((source, k), PassAtK(k, sync_on_compute=False))
+            metric.update(torch.tensor(list(correct.values())), torch.tensor(list(total.values())))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/{source}/pass@k` with its interval."""
+        self.log_evaluation("val")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/{source}/pass@k` with its interval."""
+        self.log_evaluation("test")
+
+    def log_evaluation(self, stage: str) -> None:
+        """Log every pass@k of the evaluation that ends, with its 95 % interval, and forget its counts."""
+        for (source, k), metric in self._pass_at_k_metrics.items():
+            values = metric.compute()
+            name = f"{stage}/{source}/pass@{k}"
+            self.log(name, values["mean"], prog_bar=k == min(self.pass_at_k))
+            self.log_dict({f"{name}_low": values["low"], f"{name}_high": values["high"]})
+            metric.reset()
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Responses of this rank's share with their rewards: a dictionary of plain values for each."""
+        rollouts, _ = self.sample(batch, "evaluate", self.eval_temperature)
+        scores = {outcome.key: outcome.score for outcome in self.score(batch, rollouts)}
+        return [
+            {
+                "source": rollout.prompt.source,
+                "prompt_id": rollout.prompt.prompt_id,
+                "sample_index": rollout.sample_index,
+                "question": rollout.prompt.question,
+                "answer": rollout.prompt.answer,
+                "response": rollout.text,
+                "reward": scores[rollout.key].reward,
+                "failure": scores[rollout.key].failure,
+                "truncated": rollout.truncated,
+                "response_length": len(rollout.token_ids),
+            }
+            for rollout in rollouts
+        ]
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another policy in one line, before anything is loaded.
+
+        Raises:
+            ValueError: Naming the first parameter that does not fit.
+        """
+        own = self.state_dict()
+        for name, value in checkpoint["state_dict"].items():
+            if name not in own or own[name].shape != value.shape:
+                shape = list(own[name].shape) if name in own else "not there"
+                raise ValueError(
+                    f"ckpt_path: the checkpoint is of another policy than model.model_name={self.model_name}: {name} is "
+                    f"{list(value.shape)} in the checkpoint, {shape} in the policy"
+                )

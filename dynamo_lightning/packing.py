@@ -1,0 +1,101 @@
+"""Rollouts packed into micro-batches of a token budget: one row each, no padding.
+
+Sequences are laid end to end with `position_ids` restarting at 0 and without an attention mask; transformers then keeps
+them apart by itself. Packed logits equal unpacked ones (tested for Qwen2, Qwen3 and Llama architectures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynamo_lightning.types import Rollout
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Several rollouts in one row."""
+
+    input_ids: Tensor
+    """Prompts and responses end to end, `[1, row_length]`."""
+    position_ids: Tensor
+    """Position within each sequence, `[1, row_length]`."""
+    predictor_positions: Tensor
+    """Where in the row each response token is predicted from, `[num_tokens]`: the position before its own."""
+    targets: Tensor
+    """The response tokens, `[num_tokens]`."""
+    token_indices: Tensor
+    """Where each response token stands among all response tokens of this rank's rollouts, `[num_tokens]`."""
+
+
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Distribute sequences over as few rows as first-fit-decreasing finds.
+
+    Args:
+        lengths: Prompt and response tokens of each sequence.
+        max_tokens: Tokens a row may hold.
+
+    Returns:
+        Indices into `lengths`, a list for each row.
+
+    Raises:
+        ValueError: If a sequence is longer than a row.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[index] > max_tokens:
+            raise ValueError(
+                f"a prompt with its response has {lengths[index]} tokens, but model.max_tokens_per_micro_batch is "
+                f"{max_tokens}: raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
+            )
+        row = next((i for i, space in enumerate(free) if space >= lengths[index]), None)
+        if row is None:
+            rows.append([])
+            free.append(max_tokens)
+            row = len(rows) - 1
+        rows[row].append(index)
+        free[row] -= lengths[index]
+    return rows
+
+
+def response_offsets(rollouts: Sequence[Rollout]) -> list[int]:
+    """Where each rollout's response begins among all response tokens laid end to end, and their total, `[n + 1]`."""
+    offsets = [0]
+    for rollout in rollouts:
+        offsets.append(offsets[-1] + len(rollout.token_ids))
+    return offsets
+
+
+def make_micro_batch(rollouts: Sequence[Rollout], indices: Sequence[int], device: torch.device) -> MicroBatch:
+    """Lay the chosen rollouts end to end.
+
+    Args:
+        rollouts: All rollouts of this rank.
+        indices: Those to take.
+        device: Where the tensors go.
+    """
+    offsets = response_offsets(rollouts)
+    tokens: list[int] = []
+    positions: list[int] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    token_indices: list[int] = []
+    for index in indices:
+        prompt, response = rollouts[index].prompt.token_ids, rollouts[index].token_ids
+        first_predictor = len(tokens) + len(prompt) - 1
+        tokens.extend(prompt)
+        tokens.extend(response)
+        positions.extend(range(len(prompt) + len(response)))
+        predictors.extend(range(first_predictor, first_predictor + len(response)))
+        targets.extend(response)
+        token_indices.extend(range(offsets[index], offsets[index + 1]))
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return MicroBatch(tensor(tokens)[None], tensor(positions)[None], tensor(predictors), tensor(targets),
+                      tensor(token_indices))

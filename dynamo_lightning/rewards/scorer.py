@@ -1,0 +1,216 @@
+"""Score rollouts in worker processes that can be killed: a response is hostile text, and a reward is anybody's code."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Sequence
+from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from dynamo_lightning.rewards.reward import Reward
+from dynamo_lightning.rewards.worker import Item, ItemResult, initialize, score_items
+from dynamo_lightning.types import Rollout, Score
+
+_MAX_CHUNK_SIZE = 64  # items in one message to a worker: a message takes about a millisecond, a cached item 10 µs
+_CHUNK_SECONDS = 0.5  # a worker starts no further item of a chunk after this time
+_MAX_BROKEN_POOLS = 3  # in a row, without a single result in between
+
+
+@dataclass
+class ScoringConfig:
+    """How rewards are computed, and what happens when that fails."""
+
+    num_workers: int = 2
+    """Processes that compute rewards, on each rank."""
+    time_limit: float = 5.0
+    """Wall-clock seconds for the reward of one rollout; a worker that takes longer is killed and replaced."""
+    failure_score: float | Literal["drop"] = 0.0
+    """Reward of a rollout whose reward timed out or crashed; `drop` takes the rollout out of the batch instead."""
+    max_failure_share: float = 0.05
+    """Share of the global batch that may fail; training stops with an error above it."""
+    memory_limit_gb: float | None = 4.0
+    """Memory in GiB that a worker may take beyond what it has when warm (Linux only); null for no limit."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.num_workers < 1:
+            raise ValueError(f"model.scoring.num_workers must be at least 1, got {self.num_workers}")
+        if not self.time_limit > 0:
+            raise ValueError(f"model.scoring.time_limit must be above 0 seconds, got {self.time_limit}")
+        if not 0 <= self.max_failure_share <= 1:
+            raise ValueError(f"model.scoring.max_failure_share must be from 0 to 1, got {self.max_failure_share}")
+        if self.failure_score != "drop" and not math.isfinite(self.failure_score):
+            raise ValueError(f"model.scoring.failure_score must be finite or 'drop', got {self.failure_score}")
+        if self.memory_limit_gb is not None and not self.memory_limit_gb > 0:
+            raise ValueError(f"model.scoring.memory_limit_gb must be above 0 GiB or null, got {self.memory_limit_gb}")
+
+
+class RewardScorer:
+    """Computes rewards in a pool of processes, with a wall-clock limit for each rollout.
+
+    Rollouts travel in chunks. When a chunk overruns or kills its worker, its items are scored again one by one, so that
+    only the guilty one fails; a reward may thus be computed more than once and should have no side effects.
+
+    Args:
+        reward: What to compute; it is pickled once for each worker.
+        config: Limits, and what a failure is worth.
+    """
+
+    def __init__(self, reward: Reward, config: ScoringConfig) -> None:
+        self.reward = reward
+        self.config = config
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> RewardScorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the workers without waiting for them; `score` does so by itself."""
+        if self._pool is not None and not self._pool.active:  # broken, perhaps between two calls
+            self.close()
+        if self._pool is None:
+            arguments = (pickle.dumps(self.reward), os.getpid(), self.config.memory_limit_gb)
+            # Not fork: the training process has threads and CUDA. Spawned workers do not run a `python -m` main again.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPool(
+                self.config.num_workers, initializer=initialize, initargs=arguments, context=context
+            )
+            assert self._pool.active  # asking starts it
+
+    def close(self) -> None:
+        """End the workers at once; the next `score` starts new ones."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.stop()
+            pool.join()
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """Return the score of each rollout, in order; a reward's failure is in its score, never raised.
+
+        Raises:
+            RuntimeError: If workers cannot be started.
+            Exception: What `pickle` raises if a prompt's columns cannot be sent to a worker.
+        """
+        # Unpickled by the reward's own code path: a worker that failed to read a message would lose it silently.
+        items = [
+            pickle.dumps(Item(r.prompt.question, r.text, r.prompt.answer, dict(r.prompt.columns))) for r in rollouts
+        ]
+        scores: dict[int, Score] = {}
+        suspects: set[int] = set()  # to be scored alone
+        num_broken = 0
+        try:
+            while len(scores) < len(items):
+                num_before = len(scores)
+                suspects, broken = self._score_once(items, scores, suspects)
+                num_broken = num_broken + 1 if broken and len(scores) == num_before else 0
+                if num_broken == _MAX_BROKEN_POOLS:
+                    raise RuntimeError(
+                        f"reward workers ended {num_broken} times in a row before they scored anything; if a script "
+                        "starts training, its code must stand under `if __name__ == '__main__':`, as workers import it"
+                    )
+        except BaseException:  # also Ctrl-C: what is queued must not run any more
+            self.close()
+            raise
+        return [scores[index] for index in range(len(items))]
+
+    def _score_once(self, items: list[bytes], scores: dict[int, Score], suspects: set[int]) -> tuple[set[int], bool]:
+        """Send everything that has no score yet to the pool once, and add what comes back to `scores`.
+
+        Returns:
+            The items to send alone the next time, and whether the pool broke.
+        """
+        new_suspects: set[int] = set()
+        self.start()
+        assert self._pool is not None
+        for chunk, future in self._send(self._pool, items, scores, suspects):
+            # Tasks still queued when a pool breaks never finish, so look up from time to time.
+            while not wait([future], timeout=1.0).done and self._pool.active:
+                pass
+            error = future.exception() if future.done() else BrokenProcessPool()
+            if error is None:
+                # Fewer results than items: the chunk's time was over, the others come next time.
+                scores.update(zip(chunk, map(self._to_score, future.result()), strict=False))
+            elif isinstance(error, TimeoutError | ProcessExpired) and len(chunk) == 1:
+                scores[chunk[0]] = self._to_failure(error)
+            elif isinstance(error, TimeoutError | ProcessExpired):
+                new_suspects.update(chunk)
+            elif not isinstance(error, BrokenProcessPool):
+                raise error  # ours: a worker turns every exception of a reward into words
+        if self._pool.active:
+            return new_suspects, False
+        # A worker ended while none was at work, as far as Pebble knows: any of the items may be the cause.
+        return {index for index in range(len(items)) if index not in scores}, True
+
+    def _send(
+        self, pool: ProcessPool, items: list[bytes], scores: dict[int, Score], suspects: set[int]
+    ) -> list[tuple[list[int], ProcessFuture]]:
+        """Schedule suspects one by one and the other items without score in chunks."""
+        others = [index for index in range(len(items)) if index not in scores and index not in suspects]
+        size = max(1, min(_MAX_CHUNK_SIZE, len(others) // (4 * self.config.num_workers)))
+        chunks = [[index] for index in sorted(suspects)] + [others[i : i + size] for i in range(0, len(others), size)]
+        sent: list[tuple[list[int], ProcessFuture]] = []
+        for chunk in chunks:
+            # An item that starts within _CHUNK_SECONDS still has its whole time limit before the chunk's is over.
+            limit = self.config.time_limit + (_CHUNK_SECONDS if len(chunk) > 1 else 0.0)
+            arguments = ([items[index] for index in chunk], _CHUNK_SECONDS, limit)
+            try:
+                sent.append((chunk, pool.schedule(score_items, args=arguments, timeout=limit)))
+            except RuntimeError:
+                if pool.active:
+                    raise
+                break  # the pool broke meanwhile: the rest goes to the next one
+        return sent
+
+    def _to_score(self, result: ItemResult) -> Score:
+        if result.error is None:
+            return Score(result.reward, result.components)
+        return Score(self._failure_reward, {}, "crash", result.error)
+
+    def _to_failure(self, error: TimeoutError | ProcessExpired) -> Score:
+        """Return the score of an item that overran or ended its worker."""
+        if isinstance(error, TimeoutError):
+            message = f"no reward within model.scoring.time_limit={self.config.time_limit:g} seconds"
+            return Score(self._failure_reward, {}, "timeout", message)
+        code = error.exitcode
+        cause = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+        return Score(self._failure_reward, {}, "crash", f"the reward ended its worker process with {cause}")
+
+    @property
+    def _failure_reward(self) -> float:
+        """NaN marks a rollout to drop: it poisons whatever forgets to drop it."""
+        return math.nan if self.config.failure_score == "drop" else self.config.failure_score
+
+
+def check_failure_share(scores: Sequence[Score], max_failure_share: float) -> None:
+    """Stop when the rewards of too many rollouts failed: `failures / rollouts > max_failure_share`.
+
+    Args:
+        scores: The whole global batch, failures included even if they are to be dropped.
+        max_failure_share: `ScoringConfig.max_failure_share`.
+
+    Raises:
+        RuntimeError: With the counts and the first messages.
+    """
+    failures = [score for score in scores if score.failure is not None]
+    if failures and len(failures) / len(scores) > max_failure_share:
+        counts = {kind: sum(score.failure == kind for score in failures) for kind in ("timeout", "crash")}
+        messages = list(dict.fromkeys(score.message for score in failures))[:3]
+        raise RuntimeError(
+            f"the rewards of {len(failures)} of {len(scores)} rollouts failed (timeout: {counts['timeout']}, "
+            f"crash: {counts['crash']}), a share of {len(failures) / len(scores):.3f}, above "
+            f"model.scoring.max_failure_share={max_failure_share:g}; first messages:\n  " + "\n  ".join(messages)
+        )

@@ -1,0 +1,130 @@
+"""What runs inside the scorer's worker processes. It imports no torch: a worker starts fast and stays small."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+from dynamo_lightning.rewards.reward import Reward
+
+MAX_MESSAGE_CHARACTERS = 500
+_PARENT_CHECK_SECONDS = 1.0
+_ALARM_GRACE_SECONDS = 2.0
+
+_reward: Reward | Exception = RuntimeError("the worker was not initialized")
+
+
+class Item(NamedTuple):
+    """One response to score, in plain types."""
+
+    prompt: str
+    response: str
+    answer: str
+    columns: Mapping[str, Any]
+
+
+class ItemResult(NamedTuple):
+    """The reward of one item, or the exception that came instead of it."""
+
+    reward: float
+    components: dict[str, float]
+    error: str | None = None
+
+
+def initialize(pickled_reward: bytes, parent_pid: int, memory_limit_gb: float | None) -> None:
+    """Prepare a new worker; what takes long happens here, before any item's clock runs.
+
+    Args:
+        pickled_reward: The reward. It is unpickled here, so that a failure reaches the user as a message.
+        parent_pid: The process to follow to its end.
+        memory_limit_gb: Memory in GiB that rewards may take beyond what the warm worker has; None for no limit.
+    """
+    global _reward
+    # Pebble already ignores SIGINT (the parent handles Ctrl-C). Its SIGTERM handler is Python code, which has to wait
+    # for a long call into C to return: restore the immediate end.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
+    try:
+        reward: Reward = pickle.loads(pickled_reward)
+        reward.warm_up()
+        _reward = reward
+    except Exception as error:  # a worker that fails to start would be restarted forever: every item reports it instead
+        _reward = error
+    if memory_limit_gb is not None and sys.platform == "linux":
+        _limit_memory(int(memory_limit_gb * 2**30))
+
+
+def score_items(items: list[bytes], stop_after: float, alarm_after: float) -> list[ItemResult]:
+    """Score pickled items in order.
+
+    Args:
+        items: Each one a pickled `Item`.
+        stop_after: Seconds after which no further item is started: the result may be shorter than `items`.
+        alarm_after: Seconds after which the parent kills this worker. A little later the kernel does, in case that the
+            parent is gone and this worker deep in C code, where no Python thread of its own could notice.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, alarm_after + _ALARM_GRACE_SECONDS)
+    start = time.monotonic()
+    results: list[ItemResult] = []
+    for item in items:
+        if results and time.monotonic() - start > stop_after:
+            break
+        results.append(_score_item(item))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return results
+
+
+def _score_item(pickled_item: bytes) -> ItemResult:
+    """Compute and check one reward; any exception becomes a message."""
+    try:
+        item: Item = pickle.loads(pickled_item)
+        if isinstance(_reward, Exception):
+            raise RuntimeError("the reward could not be set up") from _reward
+        raw = _reward.components(item.prompt, item.response, item.answer, **item.columns)
+        components = {name: _finite(name, value) for name, value in raw.items()}
+        return ItemResult(_finite("total", _reward.total(components)), components)
+    except BaseException as error:  # not only Exception: sys.exit() in a reward must not end the training process
+        return ItemResult(math.nan, {}, _describe(error))
+
+
+def _finite(name: str, value: object) -> float:
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    raise TypeError(f"reward {name!r} must be a finite number, got {value!r} of type {type(value).__name__}")
+
+
+def _describe(error: BaseException) -> str:
+    """Return the exception with its cause and the line that raised it, in one line of limited length."""
+    message = "".join(traceback.format_exception_only(error)).strip()
+    if error.__cause__ is not None:
+        return f"{message}: {_describe(error.__cause__)}"[:MAX_MESSAGE_CHARACTERS]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return message[: MAX_MESSAGE_CHARACTERS - len(place)] + place
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    """Kill this process when its parent is gone, even by SIGKILL, after which nobody is left to stop it."""
+    while os.getppid() == parent_pid:
+        time.sleep(_PARENT_CHECK_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """Limit the address space to `num_bytes` more than now: what is loaded by now depends on the user's main module."""
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + num_bytes if hard == resource.RLIM_INFINITY else min(used + num_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

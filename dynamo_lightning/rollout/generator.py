@@ -1,0 +1,58 @@
+"""What a generator is: requests in, rollouts out, in the same order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dynamo_lightning.types import Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class SamplingConfig:
+    """How responses are sampled."""
+
+    max_response_length: int = 1024
+    """Tokens after which a response is cut off."""
+    temperature: float = 1.0
+    """Divides the logits in training rollouts, and in the loss likewise."""
+
+    def __post_init__(self) -> None:
+        if self.max_response_length < 1:
+            raise ValueError(f"model.sampling.max_response_length must be at least 1, got {self.max_response_length}")
+        if self.temperature <= 0:
+            raise ValueError(f"model.sampling.temperature must be positive, got {self.temperature}")
+
+
+class Generator(ABC):
+    """Samples responses from the policy."""
+
+    @abstractmethod
+    def generate(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[RolloutRequest],
+        *,
+        max_response_length: int,
+        temperature: float,
+    ) -> list[Rollout]:
+        """Sample one response for each request.
+
+        The result of a request depends on its prompt and seed alone, not on the other requests.
+
+        Args:
+            policy: The current policy.
+            tokenizer: Decodes the responses.
+            requests: `[num_requests]`; every rank passes equally many.
+            max_response_length: Tokens after which a response is cut off.
+            temperature: Divides the logits.
+
+        Returns:
+            `[num_requests]`, in the order of the requests.
+        """

@@ -1,0 +1,165 @@
+"""Rollouts by transformers' own `generate`: no engine to install, exact log-probabilities, right for small models.
+
+Sampling is done by adding Gumbel noise to the log-probabilities and taking the largest (the Gumbel-max trick). The
+noise of each token comes from a counter-based generator keyed by the request's seed, the position and the token, so a
+response does not depend on its neighbours in the batch, on the rank or on any generator's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynamo_lightning.distributed import world_size
+from dynamo_lightning.policy import eos_token_ids
+from dynamo_lightning.rollout.generator import Generator
+from dynamo_lightning.types import Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def _shift_right(values: Tensor, bits: int) -> Tensor:
+    """Logical shift of 64-bit integers; torch's own is arithmetic."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _as_int64(value: int) -> int:
+    """The 64-bit pattern of an unsigned number, as torch's signed integer."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _mix(values: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of 64-bit integers whose output passes as random (Steele et al., 2014)."""
+    values = (values ^ _shift_right(values, 30)) * _as_int64(0xBF58476D1CE4E5B9)
+    values = (values ^ _shift_right(values, 27)) * _as_int64(0x94D049BB133111EB)
+    return values ^ _shift_right(values, 31)
+
+
+def gumbel_noise(seeds: Tensor, position: int, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise, a pure function of seed, position and token.
+
+    Args:
+        seeds: `[num_sequences]`, int64.
+        position: Position of the token within the response.
+        vocab_size: Number of tokens.
+
+    Returns:
+        `[num_sequences, vocab_size]`, float64: in float32 the noise would end at 16.6, and tokens rarer than 6e-8 could
+        never be drawn.
+    """
+    rows = _mix(seeds + _as_int64(0x9E3779B97F4A7C15) * (position + 1))
+    tokens = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=seeds.device) * _as_int64(0x9E3779B97F4A7C15)
+    bits = _mix(_mix(rows[:, None] + tokens[None, :]))
+    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53
+    return -torch.log(-torch.log(uniform))
+
+
+class GumbelSampler:
+    """A logits processor after which the largest score is a sample; keeps the log-probability of each.
+
+    Args:
+        seeds: Seed of each sequence, `[num_sequences]`, int64.
+        prompt_length: Padded length of the prompts.
+        temperature: Divides the logits.
+    """
+
+    def __init__(self, seeds: Tensor, prompt_length: int, temperature: float) -> None:
+        self.seeds = seeds
+        self.prompt_length = prompt_length
+        self.temperature = temperature
+        self.sampled_logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Noisy scores, `[num_sequences, vocab_size]`, whose arg-max is the sampled token."""
+        logprobs = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        noise = gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, scores.shape[-1])
+        noisy = logprobs + noise
+        self.sampled_logprobs.append(logprobs.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1))
+        return noisy
+
+
+class TransformersGenerator(Generator):
+    """Samples with transformers' `generate`.
+
+    Args:
+        batch_size: Responses generated side by side; prompts of similar length go together.
+    """
+
+    def __init__(self, batch_size: int = 128) -> None:
+        if batch_size < 1:
+            raise ValueError(f"model.generator.batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[RolloutRequest],
+        *,
+        max_response_length: int,
+        temperature: float,
+    ) -> list[Rollout]:
+        """See the base class."""
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
+        rollouts: dict[int, Rollout] = {}
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            sampled = _generate_batch(policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature)
+            rollouts.update(zip(chosen, sampled, strict=True))
+        return [rollouts[i] for i in range(len(requests))]
+
+
+def _generate_batch(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[RolloutRequest],
+    max_response_length: int,
+    temperature: float,
+) -> list[Rollout]:
+    """One call of `generate`, prompts padded on the left."""
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    prompt_length = max(len(request.prompt.token_ids) for request in requests)
+    input_ids = torch.full((len(requests), prompt_length), tokenizer.pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, request in enumerate(requests):
+        length = len(request.prompt.token_ids)
+        input_ids[row, prompt_length - length :] = torch.tensor(request.prompt.token_ids)
+        attention_mask[row, prompt_length - length :] = 1
+    stop_ids = eos_token_ids(policy, tokenizer)
+    seeds = torch.tensor([request.seed for request in requests], dtype=torch.int64, device=policy.device)
+    sampler = GumbelSampler(seeds, prompt_length, temperature)
+    own_config = policy.generation_config
+    # `generate` fills whatever a given config leaves open from the model's own (Qwen's has a repetition penalty and
+    # top-k): the policy would not be what is sampled from. So the model's own is put aside.
+    policy.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_response_length,
+        eos_token_id=list(stop_ids),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    try:
+        sequences = policy.generate(
+            input_ids=input_ids.to(policy.device),
+            attention_mask=attention_mask.to(policy.device),
+            logits_processor=LogitsProcessorList([sampler]),
+            synced_gpus=world_size() > 1,
+        )
+    finally:
+        policy.generation_config = own_config
+    responses = sequences[:, prompt_length:].tolist()
+    logprobs = torch.stack(sampler.sampled_logprobs, dim=1).tolist()
+    rollouts = []
+    for request, tokens, values in zip(requests, responses, logprobs, strict=True):
+        end = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
+        length = len(tokens) if end is None else end + 1
+        text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        rollouts.append(
+            Rollout(request.prompt, request.sample_index, tuple(tokens[:length]), tuple(values[:length]), text, end is None)
+        )
+    return rollouts

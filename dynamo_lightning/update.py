@@ -1,0 +1,254 @@
+"""From scored rollouts to a better policy: the scoring pass, then one or several optimizer steps.
+
+The scoring pass runs the policy over every rollout without gradient. It gives `old_logprobs`, the entropies and the
+modulated token advantages, whose normalisers need the whole batch. The updates then run over the rollouts that teach
+something. All sums are over micro-batches and ranks before anything is divided, so the gradient does not depend on how
+the batch is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dynamo_lightning.distributed import gather_values, max_over_ranks, sum_over_ranks, world_size
+from dynamo_lightning.losses.modulation import ModulatedAdvantages
+from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
+from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.losses.weights import token_weights
+from dynamo_lightning.packing import MicroBatch, make_micro_batch, pack
+from dynamo_lightning.policy import response_statistics
+from dynamo_lightning.types import Rollout, RolloutBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dynamo_lightning.module import PolicyModule
+
+
+@dataclass
+class UpdateConfig:
+    """How a batch of rollouts is learnt from."""
+
+    num_mini_batches: int = 1
+    """Optimizer steps per pass over the batch; each takes the same number of whole prompts."""
+    num_epochs: int = 1
+    """Passes over the batch."""
+    max_tokens_per_micro_batch: int = 16384
+    """Prompt and response tokens that go through the policy at once; bounds memory, does not change the result."""
+    logits_chunk_size: int = 1024
+    """Response tokens whose logits are held at once; bounds memory, does not change the result."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("num_mini_batches", "num_epochs", "max_tokens_per_micro_batch", "logits_chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.update.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Scored rollouts with all that is known of their tokens at the policy that sampled them."""
+
+    batch: RolloutBatch
+    statistics: TokenStatistics
+    """Of this rank's response tokens, `[num_tokens]` each."""
+    modulated: ModulatedAdvantages
+    """Final advantages of this rank's response tokens, `[num_tokens]`."""
+    reference_logprobs: Tensor | None
+    """log π_ref of this rank's response tokens, `[num_tokens]`; only with a KL term."""
+    metrics: Mapping[str, float]
+    """Global means over all response tokens."""
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What the optimizer steps of one iteration did."""
+
+    metrics: Mapping[str, float]
+    """Mean over the optimizer steps; each a global sum over a global denominator."""
+    gradient_norms: tuple[float, ...]
+    """Of each step, before clipping; empty if nothing was to be learnt."""
+
+
+def micro_batches(
+    rollouts: Sequence[Rollout], indices: Sequence[int], spare: Rollout, config: UpdateConfig, device: torch.device
+) -> Iterator[tuple[MicroBatch, bool]]:
+    """The chosen rollouts in packed micro-batches, equally many on every rank.
+
+    Args:
+        rollouts: All rollouts of this rank.
+        indices: Those to take.
+        spare: Stands in on a rank that runs out of micro-batches before others do.
+        config: The token budget.
+        device: Where the tensors go.
+
+    Yields:
+        The micro-batches, paired with whether they count: `(micro_batch, True)`, or `(spare one, False)`.
+    """
+    lengths = [len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices]
+    rows = [[indices[i] for i in row] for row in pack(lengths, config.max_tokens_per_micro_batch)]
+    for row in rows:
+        yield make_micro_batch(rollouts, row, device), True
+    for _ in range(max_over_ranks(len(rows), device) - len(rows)):
+        yield make_micro_batch([spare], [0], device), False
+
+
+@torch.no_grad()
+def all_statistics(
+    policy: PreTrainedModel, batch: RolloutBatch, config: UpdateConfig, temperature: float
+) -> TokenStatistics:
+    """Statistics of all response tokens of this rank's rollouts, `[num_tokens]` each, float32, without gradient."""
+    num_tokens = sum(len(rollout.token_ids) for rollout in batch.rollouts)
+    columns = [torch.zeros(num_tokens, dtype=torch.float32, device=policy.device) for _ in range(3)]
+    everything = range(len(batch.rollouts))
+    for micro_batch, counts in micro_batches(batch.rollouts, everything, batch.spare, config, policy.device):
+        statistics = response_statistics(
+            policy, micro_batch, temperature=temperature, chunk_size=config.logits_chunk_size
+        )
+        if counts:
+            parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
+            for column, part in zip(columns, parts, strict=True):
+                column[micro_batch.token_indices] = part.float()
+    return TokenStatistics(*columns)
+
+
+def scoring_pass(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    batch: RolloutBatch,
+    loss: PolicyLoss,
+    config: UpdateConfig,
+    temperature: float,
+) -> Experience:
+    """Run the policy, and the reference if there is one, over every rollout and modulate the token advantages."""
+    statistics = all_statistics(policy, batch, config, temperature)
+    lengths = torch.tensor([len(rollout.token_ids) for rollout in batch.rollouts], dtype=torch.int64)
+    advantages = batch.advantages.repeat_interleave(lengths).to(policy.device)
+    modulated = ModulatedAdvantages(advantages)
+    if loss.modulation is not None:
+        modulated = loss.modulation(statistics, advantages, gather_values)
+    means = {"entropy": statistics.entropy, **modulated.indicators}
+    totals = sum_over_ranks({name: float(value.sum()) for name, value in means.items()})
+    num_tokens = int(batch.group_tokens.sum())
+    reference_logprobs = None
+    if reference is not None:
+        reference_logprobs = all_statistics(reference, batch, config, temperature).logprobs
+    return Experience(
+        batch, statistics, modulated, reference_logprobs, {name: total / num_tokens for name, total in totals.items()}
+    )
+
+
+def split_prompts(num_prompts: int, num_mini_batches: int) -> list[range]:
+    """Cut the prompts into mini-batches of whole prompts whose sizes differ by at most one; none is empty."""
+    num_mini_batches = min(num_mini_batches, num_prompts)
+    cuts = [num_prompts * i // num_mini_batches for i in range(num_mini_batches + 1)]
+    return [range(start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+
+
+def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
+    """Take the optimizer steps of one iteration.
+
+    A mini-batch in which no advantage differs from 0 makes no step, unless the loss has an entropy or KL term: not even
+    weight decay moves the policy then. The learning rate schedule advances all the same.
+    """
+    config = module.update_config
+    optimizer, scheduler = module.optimizers(), module.lr_schedulers()
+    gradient_norms: list[float] = []
+    steps: list[Mapping[str, float]] = []
+    for _ in range(config.num_epochs):
+        for prompts in split_prompts(len(experience.batch.group_sizes), config.num_mini_batches):
+            chosen = torch.zeros(len(experience.batch.group_sizes), dtype=torch.bool)
+            chosen[prompts.start : prompts.stop] = True
+            teaches = bool((experience.batch.group_teaches & chosen).any())
+            if teaches or not module.loss.vanishes_without_advantage:
+                optimizer.zero_grad()
+                steps.append(accumulate_gradient(module, experience, chosen))
+                optimizer.step()
+                gradient_norms.append(module.gradient_norm)
+            if scheduler is not None:
+                scheduler.step()
+    names = steps[0] if steps else {}
+    metrics = {name: sum(step[name] for step in steps) / len(steps) for name in names}
+    return UpdateResult(metrics, tuple(gradient_norms))
+
+
+def accumulate_gradient(module: PolicyModule, experience: Experience, chosen: Tensor) -> Mapping[str, float]:
+    """Add the gradient of one optimizer step's loss to the parameters.
+
+    Args:
+        module: Holds the policy and the loss.
+        experience: This rank's share of the batch.
+        chosen: Which of the batch's prompts take part, `[num_prompts]`, bool.
+
+    Returns:
+        The metrics of the loss, global.
+    """
+    batch, loss, policy = experience.batch, module.loss, module.policy
+    assert policy is not None
+    device = policy.device
+    lengths = torch.tensor([len(rollout.token_ids) for rollout in batch.rollouts], dtype=torch.int64)
+    num_tokens = int(batch.group_tokens[chosen].sum())
+    weights = token_weights(
+        batch.group_sizes[batch.group_indices],
+        lengths,
+        aggregation=loss.aggregation,
+        length_normalisation=loss.length_normalisation,
+        num_prompts=int((batch.group_sizes[chosen] > 0).sum()),
+        num_rollouts=int(batch.group_sizes[chosen].sum()),
+        num_tokens=num_tokens,
+        max_response_length=module.sampling.max_response_length,
+    )
+    token_weight = weights.repeat_interleave(lengths).to(device)
+    takes_part = chosen[batch.group_indices]
+    if loss.vanishes_without_advantage:
+        takes_part &= batch.advantages != 0
+    indices = takes_part.nonzero().squeeze(-1).tolist()
+    rows = list(micro_batches(batch.rollouts, indices, batch.spare, module.update_config, device))
+    totals: dict[str, float] = {}
+    for position, (micro_batch, counts) in enumerate(rows):
+        with gradient_sync(module, position == len(rows) - 1):
+            statistics = response_statistics(
+                policy,
+                micro_batch,
+                temperature=module.sampling.temperature,
+                chunk_size=module.update_config.logits_chunk_size,
+            )
+            if not counts:
+                module.manual_backward(0.0 * statistics.logprobs.sum())
+                continue
+            tokens = micro_batch.token_indices
+            inputs = LossInputs(
+                old_logprobs=experience.statistics.logprobs[tokens],
+                advantages=experience.modulated.advantages[tokens],
+                weights=token_weight[tokens],
+                reference_logprobs=None
+                if experience.reference_logprobs is None
+                else experience.reference_logprobs[tokens],
+            )
+            value, metrics = loss(statistics, inputs, num_tokens)
+            # DDP and FSDP average gradients over ranks; the loss is a sum over them.
+            module.manual_backward(value * world_size())
+        for name, metric in metrics.items():
+            totals[name] = totals.get(name, 0.0) + float(metric)
+    return sum_over_ranks(totals)
+
+
+@contextmanager
+def gradient_sync(module: PolicyModule, enabled: bool) -> Iterator[None]:
+    """Reduce gradients over ranks in the backward pass inside, or only accumulate them on each rank."""
+    wrapped = module.trainer.strategy.model
+    if isinstance(wrapped, DistributedDataParallel) and not enabled:
+        with wrapped.no_sync():
+            yield
+    elif hasattr(module.policy, "set_requires_gradient_sync"):  # FSDP2's counterpart of no_sync
+        module.policy.set_requires_gradient_sync(enabled)
+        yield
+    else:
+        yield

@@ -1,0 +1,78 @@
+from itertools import combinations
+
+import pytest
+import torch
+
+from dynamo_lightning.evaluation.metrics import PassAtK, pass_at_k
+
+
+def tensors(*lists):
+    return [torch.tensor(values) for values in lists]
+
+
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n):
+    for k in range(1, n + 1):
+        for c in range(n + 1):
+            subsets = list(combinations([True] * c + [False] * (n - c), k))
+            expected = sum(map(any, subsets)) / len(subsets)
+            assert pass_at_k(*tensors([n], [c]), k).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_k_is_exact_for_many_samples():
+    # 1 − C(1000 − 1, 512)/C(1000, 512) = 512/1000
+    assert pass_at_k(*tensors([1000], [1]), 512).item() == pytest.approx(0.512, abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased():
+    torch.manual_seed(0)
+    correct = torch.binomial(torch.full((20_000,), 8.0), torch.tensor(0.2)).long()
+    mean = pass_at_k(torch.full_like(correct, 8), correct, 4).mean().item()
+    assert mean == pytest.approx(1 - 0.8**4, abs=0.006)
+
+
+def test_impossible_counts_are_refused_with_the_numbers():
+    with pytest.raises(ValueError, match="at least 8 samples of each problem, one has 4"):
+        pass_at_k(*tensors([8, 4], [1, 1]), 8)
+    with pytest.raises(ValueError, match="5 correct of 4"):
+        pass_at_k(*tensors([4, 4], [4, 5]), 1)
+    with pytest.raises(ValueError, match="got 0"):
+        pass_at_k(*tensors([4], [1]), 0)
+    with pytest.raises(ValueError, match="no problems"):
+        PassAtK(1).compute()
+
+
+def test_metric_is_the_mean_over_problems_of_all_updates():
+    metric = PassAtK(k=2)
+    metric.update(*tensors([1, 0], [4, 4]))
+    metric.update(*tensors([3], [3]))
+    assert metric.compute()["mean"].item() == pytest.approx((0.5 + 0 + 1) / 3)
+
+
+def test_interval_depends_neither_on_order_nor_on_how_problems_are_split():
+    correct, samples = tensors(list(range(9)), [8] * 9)
+    whole, parts = PassAtK(k=2), PassAtK(k=2)
+    whole.update(correct, samples)
+    for index in (7, 0, 3, 1, 8, 2, 6, 5, 4):
+        parts.update(correct[index : index + 1], samples[index : index + 1])
+    assert whole.compute() == parts.compute()
+    assert whole.compute()["low"] < whole.compute()["mean"] < whole.compute()["high"]
+
+
+def test_interval_of_equal_problems_is_a_point():
+    metric = PassAtK(k=1)
+    metric.update(*tensors([2, 2, 2], [4, 4, 4]))
+    assert [value.item() for value in metric.compute().values()] == [0.5, 0.5, 0.5]
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(1)
+    hits, runs, truth = 0, 200, 0.3  # problems' success rates are uniform on (0, 0.6)
+    for _ in range(runs):
+        rates = 0.6 * torch.rand(60, generator=generator)
+        correct = torch.binomial(torch.full((60,), 4.0), rates, generator=generator).long()
+        metric = PassAtK(k=1, num_bootstrap=200, confidence=0.9)
+        metric.update(correct, torch.full_like(correct, 4))
+        interval = metric.compute()
+        hits += bool(interval["low"] <= truth <= interval["high"])
+    assert 0.83 <= hits / runs <= 0.96  # 0.9 ± 3 standard errors, less the bootstrap's small-sample loss

@@ -1,0 +1,12 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hostile_rewards_are_importable():
+    """Spawned workers get a copy of `sys.path`."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    yield
+    sys.path.remove(str(Path(__file__).parent))
