@@ -27,7 +27,7 @@ class ModulationHistograms(Callback):
         if record.batch.iteration % self.every_n_iterations or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            draw = getattr(logger.experiment, "add_histogram", None)
+            draw = getattr(getattr(logger, "experiment", None), "add_histogram", None)
             if draw is None:
                 continue
             for name, values in record.factors.items():

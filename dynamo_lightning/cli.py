@@ -161,6 +161,9 @@ class DynamoCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Give all loggers of the run the same new folder; each would count its own versions otherwise."""
+        if self.subcommand in ("warm_start", "export"):
+            # They have no log folder: Lightning would write the config into the current one.
+            self.save_config_callback = None
         loggers = self.config[self.subcommand].trainer.logger
         if not isinstance(loggers, list):
             return
@@ -184,9 +187,9 @@ def is_users_mistake(error: Exception) -> bool:
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
     own_folders = (Path(__file__).parent, Path(sys.modules["dynamo_lightning.callbacks"].__file__ or "").parent)
-    return isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent.is_relative_to(own_folders[0]) or (
-        isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent == own_folders[1]
-    )
+    return (
+        isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent.is_relative_to(own_folders[0])
+    ) or (isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent == own_folders[1])
 
 
 def main(args: ArgsType = None) -> None:

@@ -110,9 +110,14 @@ class RolloutDataModule(L.LightningDataModule):
             tokenizer = load_tokenizer(self.tokenizer_name) if self.sources[group] else None
             self._prompts[group] = []
             for index, source in enumerate(self.sources[group]):
+                assert tokenizer is not None
                 option = f"data.{group}" if group == "train" else f"data.{group}[{index}]"
                 loaded = load_prompts(source, tokenizer, self.max_prompt_length, option=option)
-                rank_zero_info(f"{option}: {loaded.summary()}")
+                rank_zero_info(
+                    f"{option}: {len(loaded.prompts)} prompts of {loaded.num_rows} rows in {source.path} "
+                    f"({loaded.num_merged} repeated rows merged, {loaded.num_too_long} prompts of more than "
+                    f"data.max_prompt_length={self.max_prompt_length} tokens left out)"
+                )
                 self._prompts[group].append(list(loaded.prompts))
 
     def check_answers(self, check: Any) -> None:
@@ -130,14 +135,20 @@ class RolloutDataModule(L.LightningDataModule):
                     try:
                         check(prompt.answer)
                     except ValueError as error:
-                        raise ValueError(f"data set {prompt.source}, prompt {prompt.question[:80]!r}: {error}") from None
+                        raise ValueError(
+                            f"data set {prompt.source}, prompt {prompt.question[:80]!r}: {error}"
+                        ) from None
 
     def train_dataloader(self) -> PromptStream:
         """The stream of training batches, where it was left."""
         if self._stream is None:
             prompts = self._prompts["train"][0]
             self._stream = PromptStream(
-                prompts, self.prompts_per_batch, seed=run_seed(), make_batch=self._training_batch, drop_last=self.drop_last
+                prompts,
+                self.prompts_per_batch,
+                seed=run_seed(),
+                make_batch=self._training_batch,
+                drop_last=self.drop_last,
             )
             if self._restored_position is not None:
                 self._stream.load_state_dict(self._restored_position)

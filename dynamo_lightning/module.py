@@ -24,7 +24,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
 from dynamo_lightning.evaluation.metrics import PassAtK
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.training_metrics import allocation_metrics, failure_metrics, rollout_metrics
 from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import Reward
@@ -32,6 +31,7 @@ from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig, check_f
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.training_metrics import allocation_metrics, failure_metrics, rollout_metrics
 from dynamo_lightning.types import IterationRecord, Outcome, PromptBatch, Rollout, RolloutBatch
 from dynamo_lightning.update import UpdateConfig, scoring_pass, update_policy
 
@@ -136,8 +136,12 @@ class PolicyModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
+        self.scorer.start()
         self.trainer.datamodule.check_answers(self.reward.check_answer)
-        if stage in ("validate", "test", "fit") and max(self.pass_at_k) > self.trainer.datamodule.eval_rollouts_per_prompt:
+        if (
+            stage in ("validate", "test", "fit")
+            and max(self.pass_at_k) > self.trainer.datamodule.eval_rollouts_per_prompt
+        ):
             raise ValueError(
                 f"model.pass_at_k={self.pass_at_k} needs at least {max(self.pass_at_k)} responses for each prompt, but "
                 f"data.eval_rollouts_per_prompt is {self.trainer.datamodule.eval_rollouts_per_prompt}"

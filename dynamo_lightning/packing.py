@@ -49,7 +49,7 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[index] > max_tokens:
             raise ValueError(
-                f"a prompt with its response has {lengths[index]} tokens, but model.max_tokens_per_micro_batch is "
+                f"a prompt with its response has {lengths[index]} tokens, but model.update.max_tokens_per_micro_batch is "
                 f"{max_tokens}: raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
             )
         row = next((i for i, space in enumerate(free) if space >= lengths[index]), None)
@@ -97,5 +97,6 @@ def make_micro_batch(rollouts: Sequence[Rollout], indices: Sequence[int], device
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
 
-    return MicroBatch(tensor(tokens)[None], tensor(positions)[None], tensor(predictors), tensor(targets),
-                      tensor(token_indices))
+    return MicroBatch(
+        tensor(tokens)[None], tensor(positions)[None], tensor(predictors), tensor(targets), tensor(token_indices)
+    )

@@ -123,7 +123,9 @@ def response_statistics(
     """Statistics of the policy's distribution at every response token of a micro-batch, `[num_tokens]` each."""
     head = policy.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"the vocabulary head of {type(policy).__name__} is a {type(head).__name__}, not a linear layer")
+        raise ValueError(
+            f"the vocabulary head of {type(policy).__name__} is a {type(head).__name__}, not a linear layer"
+        )
     return token_statistics(
         response_hidden_states(policy, micro_batch),
         head.weight,

@@ -75,9 +75,7 @@ class PromptStatistics:
         ids = _as_ids(prompt_ids)
         k, n = np.asarray(successes, dtype=np.float64), np.asarray(counts, dtype=np.float64)
         if not ids.shape == k.shape == n.shape:
-            raise ValueError(
-                f"prompt_ids, successes, counts must be equally long, got {len(ids)}, {k.shape}, {n.shape}"
-            )
+            raise ValueError(f"prompt_ids, successes and counts differ in shape: {ids.shape}, {k.shape}, {n.shape}")
         order = np.argsort(ids, kind="stable")
         ids, k, n = ids[order], k[order], n[order]
         twice = ids[1:][ids[1:] == ids[:-1]]

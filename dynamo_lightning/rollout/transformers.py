@@ -21,6 +21,9 @@ from dynamo_lightning.types import Rollout, RolloutRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+"""SplitMix64's increment: 2⁶⁴ divided by the golden ratio."""
+
 
 def _shift_right(values: Tensor, bits: int) -> Tensor:
     """Logical shift of 64-bit integers; torch's own is arithmetic."""
@@ -28,7 +31,8 @@ def _shift_right(values: Tensor, bits: int) -> Tensor:
 
 
 def _as_int64(value: int) -> int:
-    """The 64-bit pattern of an unsigned number, as torch's signed integer."""
+    """The lowest 64 bits of an unsigned number, as torch's signed integer."""
+    value %= 1 << 64
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
@@ -51,8 +55,8 @@ def gumbel_noise(seeds: Tensor, position: int, vocab_size: int) -> Tensor:
         `[num_sequences, vocab_size]`, float64: in float32 the noise would end at 16.6, and tokens rarer than 6e-8 could
         never be drawn.
     """
-    rows = _mix(seeds + _as_int64(0x9E3779B97F4A7C15) * (position + 1))
-    tokens = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=seeds.device) * _as_int64(0x9E3779B97F4A7C15)
+    rows = _mix(seeds + _as_int64(GOLDEN_GAMMA * (position + 1)))
+    tokens = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=seeds.device) * _as_int64(GOLDEN_GAMMA)
     bits = _mix(_mix(rows[:, None] + tokens[None, :]))
     uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53
     return -torch.log(-torch.log(uniform))
@@ -109,7 +113,9 @@ class TransformersGenerator(Generator):
         rollouts: dict[int, Rollout] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            sampled = _generate_batch(policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature)
+            sampled = _generate_batch(
+                policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature
+            )
             rollouts.update(zip(chosen, sampled, strict=True))
         return [rollouts[i] for i in range(len(requests))]
 
@@ -160,6 +166,8 @@ def _generate_batch(
         length = len(tokens) if end is None else end + 1
         text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
         rollouts.append(
-            Rollout(request.prompt, request.sample_index, tuple(tokens[:length]), tuple(values[:length]), text, end is None)
+            Rollout(
+                request.prompt, request.sample_index, tuple(tokens[:length]), tuple(values[:length]), text, end is None
+            )
         )
     return rollouts

@@ -114,7 +114,7 @@ class ScriptedModule(LightningModule):
         for _ in record.gradient_norms:
             optimizer = self.optimizers()
             optimizer.zero_grad()
-            loss = self.layer(torch.ones(1, 1)).sum()
+            loss = self.layer(torch.ones(1, self.layer.in_features)).sum()
             self.manual_backward(loss)
             optimizer.step()
         self.log_dict(dict(record.metrics), on_step=True, on_epoch=False)

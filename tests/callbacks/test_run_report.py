@@ -63,27 +63,35 @@ def test_partial_sanity_check_is_not_taken_for_a_measurement(train, script):
     assert summary(train(callbacks(), script=script, **(VALIDATED | {"num_sanity_val_steps": 1})))["before"] is None
 
 
-def test_interrupted_run_is_reported_and_the_resumed_one_covers_all_of_it(train, script):
+@pytest.mark.parametrize("at", [2, 3])
+def test_interrupted_run_is_reported_and_the_resumed_one_covers_all_of_it(train, script, at):
+    """At 2 the last checkpoint coincides with a validation, which must be in it."""
     with pytest.raises(RuntimeError, match="killed"):
-        train(callbacks(Kill(3)), script=script, **VALIDATED)
+        train(callbacks(Kill(at)), script=script, **VALIDATED)
     first = summary(train.folder)
     assert first["status"] == "interrupted by RuntimeError"
-    assert (first["iterations"], first["validated_at"]) == (3, 2)
+    assert (first["iterations"], first["validated_at"]) == (at, 2)
     report = RunReport()
-    path = f"{train.folder}/checkpoints/last.ckpt"
     resumed = train(
         [VarianceReductionMonitor(), report, IterationCheckpoint()],
         script=script,
         version=1,
-        ckpt_path=path,
+        ckpt_path=f"{train.folder}/checkpoints/last.ckpt",
         **VALIDATED,
     )
-    assert resumed.module.seen == [3]
+    assert resumed.module.seen == list(range(at, 4))
     assert summary(resumed)["before"] == first["before"]
     assert summary(resumed)["seconds"]["generate"] == pytest.approx(4 * 0.4)
     assert report.iterations == [1, 2, 3, 4]
     assert report.history["reward"] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert [iteration for iteration, _ in report.validations] == [0, 2, 4]
+
+
+def test_run_that_fails_to_start_leaves_an_earlier_report_alone(train, script):
+    train(callbacks(), script=script, **VALIDATED)
+    with pytest.raises(FileNotFoundError):
+        train(callbacks(), script=script, ckpt_path="missing.ckpt", **VALIDATED)
+    assert summary(train.folder)["iterations"] == 4
 
 
 def test_curve_has_gaps_where_its_metric_was_missing(train, make_record):
