@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import traceback
 from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.report import compare
 from dynamo_lightning.warm_start import Demonstrations, warm_start
 
-LOGGERS = ("lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger")
+LOGGERS = ("lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger")
 CALLBACKS = (
     "IterationCheckpoint",
     "EntropySpikeMonitor",
@@ -56,11 +55,9 @@ def find_config(name: str) -> str:
 class ShippedConfigFile(ActionConfigFile):
     """`--config` that falls back on the shipped configs."""
 
-    def __call__(
-        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None, **kwargs: Any
-    ) -> None:
+    def __call__(self, parser: Any, cfg: Namespace, values: Any, option_string: str | None = None) -> None:
         """Parse the file into the configuration."""
-        super().__call__(parser, namespace, find_config(values), option_string, **kwargs)
+        super().__call__(parser, cfg, find_config(values), option_string)
 
 
 class DynamoTrainer(L.Trainer):
@@ -182,14 +179,14 @@ def next_version(folders: set[Path]) -> int:
 
 
 def is_users_mistake(error: Exception) -> bool:
-    """Whether the message alone says all: Lightning's usage errors, and `ValueError`s that our own code raises."""
+    """Whether the message alone says all: Lightning's usage errors, and the errors that our own code raises."""
     if isinstance(error, MisconfigurationException | FileNotFoundError):
         return True
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    own_folders = (Path(__file__).parent, Path(sys.modules["dynamo_lightning.callbacks"].__file__ or "").parent)
-    return (
-        isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent.is_relative_to(own_folders[0])
-    ) or (isinstance(error, ValueError | RuntimeError) and Path(frame.filename).parent == own_folders[1])
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    raised_in = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    return isinstance(error, ValueError | RuntimeError) and raised_in.startswith("dynamo_lightning.")
 
 
 def main(args: ArgsType = None) -> None:

@@ -57,8 +57,8 @@ class RolloutDataModule(L.LightningDataModule):
         rollouts_per_prompt: int = 16,
         min_rollouts: int | None = None,
         max_rollouts: int | None = None,
-        rule: AllocationRule = lazy_instance(RLOORule),  # noqa: B008 (stateless, and documented in --help)
-        estimator: VarianceEstimator = lazy_instance(BetaPosterior),  # noqa: B008
+        rule: AllocationRule = lazy_instance(RLOORule),
+        estimator: VarianceEstimator = lazy_instance(BetaPosterior),
         success_threshold: float = 0.5,
         eval_prompts_per_batch: int = 64,
         eval_rollouts_per_prompt: int = 8,

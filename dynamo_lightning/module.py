@@ -61,13 +61,13 @@ class PolicyModule(L.LightningModule):
     def __init__(
         self,
         model_name: str = "embedded:arithmetic-qwen3",
-        policy: PolicyConfig = PolicyConfig(),  # noqa: B008 (never changed, and documented in --help)
-        generator: Generator = lazy_instance(TransformersGenerator),  # noqa: B008
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008
-        reward: Reward = lazy_instance(MathReward),  # noqa: B008
-        scoring: ScoringConfig = ScoringConfig(),  # noqa: B008
-        loss: PolicyLoss = PolicyLoss(),  # noqa: B008
-        update: UpdateConfig = UpdateConfig(),  # noqa: B008
+        policy: PolicyConfig = PolicyConfig(),
+        generator: Generator = lazy_instance(TransformersGenerator),
+        sampling: SamplingConfig = SamplingConfig(),
+        reward: Reward = lazy_instance(MathReward),
+        scoring: ScoringConfig = ScoringConfig(),
+        loss: PolicyLoss = PolicyLoss(),
+        update: UpdateConfig = UpdateConfig(),
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip_val: float | None = 1.0,
@@ -137,14 +137,11 @@ class PolicyModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
         self.scorer.start()
-        self.trainer.datamodule.check_answers(self.reward.check_answer)
-        if (
-            stage in ("validate", "test", "fit")
-            and max(self.pass_at_k) > self.trainer.datamodule.eval_rollouts_per_prompt
-        ):
+        self.datamodule.check_answers(self.reward.check_answer)
+        if stage in ("validate", "test", "fit") and max(self.pass_at_k) > self.datamodule.eval_rollouts_per_prompt:
             raise ValueError(
                 f"model.pass_at_k={self.pass_at_k} needs at least {max(self.pass_at_k)} responses for each prompt, but "
-                f"data.eval_rollouts_per_prompt is {self.trainer.datamodule.eval_rollouts_per_prompt}"
+                f"data.eval_rollouts_per_prompt is {self.datamodule.eval_rollouts_per_prompt}"
             )
 
     def on_fit_start(self) -> None:
@@ -156,6 +153,11 @@ class PolicyModule(L.LightningModule):
         """End the reward processes."""
         self.scorer.close()
 
+    @property
+    def datamodule(self) -> Any:
+        """The trainer's `RolloutDataModule`, or one like it."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     # --- the RL iteration ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
@@ -166,40 +168,40 @@ class PolicyModule(L.LightningModule):
         with self.phase("reward"):
             all_outcomes = self.score(batch, rollouts)
         outcomes = self.without_dropped(all_outcomes)
-        self.trainer.datamodule.observe(batch, outcomes)
+        self.datamodule.observe(batch, outcomes)
         rollout_batch = self.with_advantages(batch, outcomes, rollouts, spare)
         with self.phase("score"):
             reference = self._reference[0] if self._reference else None
+            assert self.policy is not None
             experience = scoring_pass(
                 self.policy, reference, rollout_batch, self.loss, self.update_config, self.sampling.temperature
             )
         with self.phase("update"):
-            self.policy.train()
             result = update_policy(self, experience)
         metrics = {
             **rollout_metrics(batch, outcomes),
             **failure_metrics(all_outcomes),
-            **allocation_metrics(batch, self.trainer.datamodule.min_rollouts, self.trainer.datamodule.max_rollouts),
+            **allocation_metrics(batch, self.datamodule.min_rollouts, self.datamodule.max_rollouts),
             **experience.metrics,
             **result.metrics,
             **{f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items()},
         }
         if result.gradient_norms:
             metrics["grad_norm"] = sum(result.gradient_norms) / len(result.gradient_norms)
-        shown = {name: metrics.pop(name) for name in ("reward", "entropy", "grad_norm") if name in metrics}
-        self.log_dict(metrics, on_step=True, on_epoch=False)
-        self.log_dict(shown, on_step=True, on_epoch=False, prog_bar=True)
+        for name, value in metrics.items():
+            shown = name in ("reward", "entropy", "grad_norm")
+            self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown)
         prompt_lengths = {prompt.prompt_id: len(prompt.token_ids) for prompt in batch.prompts}
         record = IterationRecord(
             batch=batch,
             outcomes=outcomes,
             rollouts=tuple(rollouts),
-            entropy=shown["entropy"],
+            entropy=experience.metrics["entropy"],
             gradient_norms=result.gradient_norms,
             num_tokens=sum(prompt_lengths[o.prompt_id] + o.response_length for o in all_outcomes),
             factors=experience.modulated.factors,
             seconds=dict(self.seconds),
-            metrics={**metrics, **shown},
+            metrics=metrics,
         )
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
 
@@ -272,13 +274,13 @@ class PolicyModule(L.LightningModule):
         """
         assert self.policy is not None
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in parameters])
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.gradient_norm = float(norm)
         if not torch.isfinite(norm):
             raise RuntimeError(
-                f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops before "
-                "the policy is lost; the last checkpoint is intact"
+                f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops "
+                "before the policy is lost; the last checkpoint is intact"
             )
         if self.gradient_clip_val is not None:
             clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
@@ -287,7 +289,7 @@ class PolicyModule(L.LightningModule):
     def phase(self, name: str) -> Iterator[None]:
         """Time a part of the iteration, for the log and for Lightning's profiler."""
         start = time.perf_counter()
-        with self.trainer.profiler.profile(name):
+        with self.trainer.profiler.profile(name):  # type: ignore[attr-defined]
             yield
         self.seconds[name] = time.perf_counter() - start
 
@@ -297,7 +299,7 @@ class PolicyModule(L.LightningModule):
         """Sample and score the prompts of one evaluation batch."""
         rollouts, _ = self.sample(batch, "evaluate", self.eval_temperature)
         outcomes = self.score(batch, rollouts)
-        threshold = self.trainer.datamodule.success_threshold
+        threshold = self.datamodule.success_threshold
         source = batch.prompts[0].source
         total = {prompt.prompt_id: 0 for prompt in batch.prompts}
         correct = dict(total)
@@ -364,6 +366,6 @@ class PolicyModule(L.LightningModule):
             if name not in own or own[name].shape != value.shape:
                 shape = list(own[name].shape) if name in own else "not there"
                 raise ValueError(
-                    f"ckpt_path: the checkpoint is of another policy than model.model_name={self.model_name}: {name} is "
-                    f"{list(value.shape)} in the checkpoint, {shape} in the policy"
+                    f"ckpt_path: the checkpoint is of another policy than model.model_name={self.model_name}: "
+                    f"{name} is {list(value.shape)} in the checkpoint, {shape} in the policy"
                 )

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from dynamo_lightning.distributed import gather_values, max_over_ranks, sum_over_ranks, world_size
@@ -149,7 +151,7 @@ def split_prompts(num_prompts: int, num_mini_batches: int) -> list[range]:
     """Cut the prompts into mini-batches of whole prompts whose sizes differ by at most one; none is empty."""
     num_mini_batches = min(num_mini_batches, num_prompts)
     cuts = [num_prompts * i // num_mini_batches for i in range(num_mini_batches + 1)]
-    return [range(start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [range(start, end) for start, end in pairwise(cuts)]
 
 
 def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
@@ -160,6 +162,8 @@ def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
     """
     config = module.update_config
     optimizer, scheduler = module.optimizers(), module.lr_schedulers()
+    assert module.policy is not None and not isinstance(optimizer, list) and not isinstance(scheduler, list)
+    module.policy.train()
     gradient_norms: list[float] = []
     steps: list[Mapping[str, float]] = []
     for _ in range(config.num_epochs):
@@ -247,8 +251,7 @@ def gradient_sync(module: PolicyModule, enabled: bool) -> Iterator[None]:
     if isinstance(wrapped, DistributedDataParallel) and not enabled:
         with wrapped.no_sync():
             yield
-    elif hasattr(module.policy, "set_requires_gradient_sync"):  # FSDP2's counterpart of no_sync
-        module.policy.set_requires_gradient_sync(enabled)
-        yield
     else:
+        if isinstance(module.policy, FSDPModule):  # FSDP2's counterpart of no_sync
+            module.policy.set_requires_gradient_sync(enabled)
         yield

@@ -58,8 +58,8 @@ def load_demonstrations(
     for option in ("prompt_column", "response_column"):
         if getattr(demonstrations, option) not in rows.column_names:
             raise ValueError(
-                f"demonstrations.{option}={getattr(demonstrations, option)!r} is not a column of {demonstrations.path}, "
-                f"which has {rows.column_names}"
+                f"demonstrations.{option}={getattr(demonstrations, option)!r} is not a column of "
+                f"{demonstrations.path}, which has {rows.column_names}"
             )
     if len(rows) == 0:
         raise ValueError(f"demonstrations.path: {demonstrations.path} has no rows")
@@ -70,7 +70,7 @@ def load_demonstrations(
 
 
 def collate(rows: list[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, Tensor]:
-    """Prompts and responses padded on the right, `[num_rows, longest]` each: `input_ids`, `attention_mask`, `labels`."""
+    """`input_ids`, `attention_mask` and `labels` of the sequences, padded on the right, `[num_rows, longest]` each."""
     longest = max(len(prompt) + len(response) for prompt, response in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
@@ -120,7 +120,7 @@ def warm_start(trainer: L.Trainer, model: PolicyModule, demonstrations: Demonstr
     model.configure_model()
     assert model.policy is not None
     rows = load_demonstrations(demonstrations, model.tokenizer)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         rows,  # type: ignore[arg-type]  # a list is a map-style data set
         batch_size=demonstrations.batch_size,
         shuffle=True,

@@ -1,1 +1,1 @@
-
+"""From data sets to batches of prompts."""

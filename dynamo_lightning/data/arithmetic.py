@@ -5,8 +5,8 @@ Three kinds of problem give the embedded policy three kinds of prompt, as a real
 | kind | problems | share of wrong demonstrations | success rate after the warm start |
 |---|---|---|---|
 | sum | 0+0 … 7+7 | none | near 1: nothing left to learn |
-| difference, product | one digit each | 55 %: another answer of the same kind | about 0.4: the policy knows, but is unsure |
-| long product | three digits each | none, but of other problems | near 0: too hard, nothing to learn from |
+| difference, product | one digit each | 55 %: some answer of the same kind | about 0.4: known, but unsure |
+| long product | three digits each | none, but of other problems | near 0: too hard to learn from |
 
 Reinforcement learning can sharpen the middle kind only, and rollouts spent on the other two buy no gradient: that is
 what the allocation has to find out. `python -m dynamo_lightning.data.arithmetic --output_dir DIR` writes the data set,
@@ -80,9 +80,10 @@ def split_problems(seed: int) -> tuple[list[Problem], list[Problem]]:
 def noisy_demonstrations(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
     r"""Pairs of prompt and response for the warm start, drawn uniformly from all problems.
 
-    Long products are drawn afresh each time: a few hundred fixed ones would be learnt by heart. The base policy thereby knows every right answer it can represent, held-out problems included, as a pretrained
-    model does; `DEMONSTRATION_NOISE` decides how sure of it it is. Reinforcement learning must turn knowing into
-    answering, and the held-out problems show whether that carries over to prompts it was never rewarded on.
+    Long products are drawn afresh each time: a few hundred fixed ones would be learnt by heart. The base policy thereby
+    knows every right answer it can represent, held-out problems included, as a pretrained model does;
+    `DEMONSTRATION_NOISE` decides how sure of it it is. Reinforcement learning must turn knowing into answering, and the
+    held-out problems show whether that carries over to prompts it was never rewarded on.
 
     Args:
         num_rows: Number of pairs.

@@ -1,4 +1,4 @@
-"""Log-probability, entropy and Σπ²Λ of every response token, from hidden states, a chunk of the vocabulary head at a time.
+"""Log-probability, entropy and Σπ²Λ of every response token, from hidden states, a chunk of logits at a time.
 
 The logits of a batch (`[num_tokens, vocab_size]`) are the largest tensor of a training step. They are never held whole:
 each chunk's logits are reduced to three numbers per token and recomputed in the backward pass.

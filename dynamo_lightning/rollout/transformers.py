@@ -150,7 +150,7 @@ def _generate_batch(
         pad_token_id=tokenizer.pad_token_id,
     )
     try:
-        sequences = policy.generate(
+        sequences = policy.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
             input_ids=input_ids.to(policy.device),
             attention_mask=attention_mask.to(policy.device),
             logits_processor=LogitsProcessorList([sampler]),
@@ -164,7 +164,7 @@ def _generate_batch(
     for request, tokens, values in zip(requests, responses, logprobs, strict=True):
         end = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
         length = len(tokens) if end is None else end + 1
-        text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
         rollouts.append(
             Rollout(
                 request.prompt, request.sample_index, tuple(tokens[:length]), tuple(values[:length]), text, end is None

@@ -86,7 +86,7 @@ def test_the_models_own_generation_config_does_not_leak_into_sampling(policy, to
 
 
 def test_samples_follow_the_policys_distribution():
-    """χ² test of Gumbel-max draws with 20,000 seeds against the softmax; fixed seeds, so it passes or fails for good."""
+    """χ² test of Gumbel-max draws with 20,000 fixed seeds against the softmax."""
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5], dtype=torch.float64)
     noise = gumbel_noise(torch.arange(20_000) * 7919, position=3, vocab_size=5)
     counts = torch.bincount((torch.log_softmax(logits, -1) + noise).argmax(-1), minlength=5)
