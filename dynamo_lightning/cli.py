@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from jsonargparse import ActionConfigFile, Namespace, auto_cli, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
@@ -27,6 +26,12 @@ from dynamo_lightning.report import compare
 from dynamo_lightning.warm_start import Demonstrations, warm_start
 
 LOGGERS = ("lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger")
+SUBCOMMANDS = {
+    **LightningCLI.subcommands(),
+    "warm_start": {"model", "datamodule"},
+    "export": {"model", "datamodule"},
+}
+"""Lightning's and ours, each with the arguments that the command line does not offer."""
 CALLBACKS = (
     "IterationCheckpoint",
     "EntropySpikeMonitor",
@@ -100,7 +105,16 @@ class DynamoTrainer(L.Trainer):
 
 
 class DynamoCLI(LightningCLI):
-    """One configuration for every subcommand: `trainer`, `model`, `data`, `optimizer`, `lr_scheduler`."""
+    """One configuration for every subcommand: `trainer`, `model`, `data`, `optimizer`, `lr_scheduler`.
+
+    Args:
+        chosen: The subcommand that will run, if known: building all their parsers takes seconds.
+        kwargs: See `LightningCLI`.
+    """
+
+    def __init__(self, chosen: str | None = None, **kwargs: Any) -> None:
+        self.chosen = chosen
+        super().__init__(**kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning's, with shipped configs found by name and no abbreviated options."""
@@ -120,13 +134,16 @@ class DynamoCLI(LightningCLI):
         parser.add_argument(
             "--optimizer",
             type=OptimizerCallable,
-            default=lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
+            default={"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-6, "weight_decay": 0.1}},
             help="Optimizer of the policy.",
         )
         parser.add_argument(
             "--lr_scheduler",
             type=LRSchedulerCallable | None,
-            default=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=10),
+            default={
+                "class_path": "torch.optim.lr_scheduler.LinearLR",
+                "init_args": {"start_factor": 0.1, "total_iters": 10},
+            },
             help="Learning rate schedule, stepped with the optimizer; the default warms up over 10 steps.",
         )
         parser.link_arguments("optimizer", "model.optimizer")
@@ -147,14 +164,9 @@ class DynamoCLI(LightningCLI):
             }
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's and ours, each with the arguments that the command line does not offer."""
-        return {
-            **LightningCLI.subcommands(),
-            "warm_start": {"model", "datamodule"},
-            "export": {"model", "datamodule"},
-        }
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
+        """The chosen one, or all, each with the arguments that the command line does not offer."""
+        return {self.chosen: SUBCOMMANDS[self.chosen]} if self.chosen in SUBCOMMANDS else SUBCOMMANDS
 
     def before_instantiate_classes(self) -> None:
         """Give all loggers of the run the same new folder; each would count its own versions otherwise."""
@@ -189,21 +201,25 @@ def is_users_mistake(error: Exception) -> bool:
     return isinstance(error, ValueError | RuntimeError) and raised_in.startswith("dynamo_lightning.")
 
 
-def main(args: ArgsType = None) -> None:
+def main(args: ArgsType = None) -> DynamoCLI | None:
     """Run the command line.
 
     Args:
         args: Arguments as a list; those of the process by default.
+
+    Returns:
+        The command line with its trainer, model and data module; none after `report`.
     """
     given = sys.argv[1:] if args is None else args
     if isinstance(given, list) and given[:1] == ["report"]:
-        auto_cli(compare, args=given[1:], prog="dynamo_lightning report")
-        return
+        auto_cli(compare, args=given[1:], prog="python -m dynamo_lightning report")
+        return None
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
-        DynamoCLI(
-            PolicyModule,
-            RolloutDataModule,
+        return DynamoCLI(
+            chosen=str(given[0]) if isinstance(given, list) and given else None,
+            model_class=PolicyModule,
+            datamodule_class=RolloutDataModule,
             trainer_class=DynamoTrainer,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -211,7 +227,7 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={
                 "prog": "python -m dynamo_lightning",
                 "exit_on_error": False,
-                **{subcommand: {"exit_on_error": False} for subcommand in DynamoCLI.subcommands()},
+                **{subcommand: {"exit_on_error": False} for subcommand in SUBCOMMANDS},
             },
             args=args,
         )

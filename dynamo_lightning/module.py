@@ -50,7 +50,7 @@ class PolicyModule(L.LightningModule):
         reward: What verifies the responses.
         scoring: The processes in which rewards are computed.
         loss: The policy loss.
-        update: How a batch of rollouts is learnt from.
+        updates: How a batch of rollouts is learnt from.
         optimizer: The optimizer; on the command line it is `--optimizer`.
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
@@ -67,7 +67,7 @@ class PolicyModule(L.LightningModule):
         reward: Reward = lazy_instance(MathReward),
         scoring: ScoringConfig = ScoringConfig(),
         loss: PolicyLoss = PolicyLoss(),
-        update: UpdateConfig = UpdateConfig(),
+        updates: UpdateConfig = UpdateConfig(),
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip_val: float | None = 1.0,
@@ -87,7 +87,7 @@ class PolicyModule(L.LightningModule):
         self.reward = reward
         self.scorer = RewardScorer(reward, scoring)
         self.loss = loss
-        self.update_config = update
+        self.update_config = updates
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip_val = gradient_clip_val
@@ -102,14 +102,13 @@ class PolicyModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Adds none; called before Lightning's own checks, so that an error can name our options."""
-        for flag, instead in (
-            ("gradient_clip_val", "model.gradient_clip_val"),
-            ("accumulate_grad_batches", "model.update.max_tokens_per_micro_batch"),
+        for flag, default, instead in (
+            ("gradient_clip_val", None, "model.gradient_clip_val"),
+            ("accumulate_grad_batches", 1, "model.updates.max_tokens_per_micro_batch"),
         ):
-            if getattr(self.trainer, flag) not in (None, 1):
-                raise ValueError(
-                    f"trainer.{flag}={getattr(self.trainer, flag)} does not apply to a policy update: use {instead}"
-                )
+            value = getattr(self.trainer, flag)
+            if value != default:
+                raise ValueError(f"trainer.{flag}={value} does not apply to a policy update: use {instead}")
         return []
 
     def configure_model(self) -> None:

@@ -49,7 +49,7 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[index] > max_tokens:
             raise ValueError(
-                f"a prompt with its response has {lengths[index]} tokens, but model.update.max_tokens_per_micro_batch "
+                f"a prompt with its response has {lengths[index]} tokens, but model.updates.max_tokens_per_micro_batch "
                 f"is {max_tokens}: raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
             )
         row = next((i for i, space in enumerate(free) if space >= lengths[index]), None)

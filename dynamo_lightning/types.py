@@ -1,6 +1,6 @@
 """The records that travel through the loop, one page: prompts → allocation → rollouts → rewards → advantages → loss.
 
-All are frozen dataclasses. Two rollouts are never matched by position, always by `(prompt_id, sample_index)`.
+All but one are frozen dataclasses. Two rollouts are never matched by position, always by `(prompt_id, sample_index)`.
 """
 
 from __future__ import annotations
@@ -34,22 +34,36 @@ class Prompt:
     """Number of identical rows that were merged into this prompt."""
 
 
-@dataclass(frozen=True)
 class PromptBatch:
-    """The global batch of one RL iteration, the same on every rank, with its allocation."""
+    """The global batch of one RL iteration, the same on every rank, with its allocation.
 
-    iteration: int
-    """RL iterations finished before this one; never reset between epochs."""
-    prompts: tuple[Prompt, ...]
-    """`[num_prompts]`."""
-    group_sizes: tuple[int, ...]
-    """Rollouts given to each prompt, `[num_prompts]`."""
-    success_rates: tuple[float, ...]
-    """Expected success rate of each prompt before its rollouts, `[num_prompts]`, in [0, 1]."""
-    bernoulli_variances: tuple[float, ...]
-    """Expected reward variance p(1 − p) of each prompt before its rollouts, `[num_prompts]`, in [0, 1/4]."""
-    unseen: tuple[bool, ...]
-    """Whether the prompt had no outcome yet, `[num_prompts]`."""
+    The one record that is no dataclass: it is what Lightning calls a batch, and Lightning converts batches field by
+    field (under `bf16-true`), which copies everything and fails for frozen dataclasses.
+
+    Args:
+        iteration: RL iterations finished before this one; never reset between epochs.
+        prompts: `[num_prompts]`.
+        group_sizes: Rollouts given to each prompt, `[num_prompts]`.
+        success_rates: Expected success rate of each prompt before its rollouts, `[num_prompts]`, in [0, 1].
+        bernoulli_variances: Expected reward variance p(1 − p) of each prompt before its rollouts, `[num_prompts]`.
+        unseen: Whether the prompt had no outcome yet, `[num_prompts]`.
+    """
+
+    def __init__(
+        self,
+        iteration: int,
+        prompts: tuple[Prompt, ...],
+        group_sizes: tuple[int, ...],
+        success_rates: tuple[float, ...],
+        bernoulli_variances: tuple[float, ...],
+        unseen: tuple[bool, ...],
+    ) -> None:
+        self.iteration = iteration
+        self.prompts = prompts
+        self.group_sizes = group_sizes
+        self.success_rates = success_rates
+        self.bernoulli_variances = bernoulli_variances
+        self.unseen = unseen
 
     @property
     def rollout_budget(self) -> int:

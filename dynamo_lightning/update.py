@@ -51,7 +51,7 @@ class UpdateConfig:
         """Check the ranges."""
         for name in ("num_mini_batches", "num_epochs", "max_tokens_per_micro_batch", "logits_chunk_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.update.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"model.updates.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,32 @@
 """Where rollouts go: running estimates of each prompt's reward variance, and exact shares of the budget."""
 
-from dynamo_lightning.allocation.allocate import (
-    allocate_rollouts,
-    best_variance_ratio,
-    leave_one_out_variance,
-    sample_bernoulli_variance,
-    variance_ratio,
-)
-from dynamo_lightning.allocation.estimators import BetaPosterior, PaperBernoulli, VarianceEstimator
+from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
+from dynamo_lightning.allocation.estimators import ArcsineKalman, BetaPosterior, PaperBernoulli, VarianceEstimator
+from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
+from dynamo_lightning.allocation.records import AllocationProblem, Estimate
 from dynamo_lightning.allocation.rules import (
     AllocationRule,
     MarginalGainRule,
     NeymanRule,
     ProportionalRule,
     RLOORule,
+    SignalRule,
     UniformRule,
 )
-from dynamo_lightning.allocation.statistics import Estimate, PromptStatistics
+from dynamo_lightning.allocation.statistics import PromptStatistics
+from dynamo_lightning.allocation.variance import (
+    best_variance_ratio,
+    leave_one_out_variance,
+    sample_bernoulli_variance,
+    variance_ratio,
+)
 
 __all__ = [
+    "AllocationProblem",
     "AllocationRule",
+    "ArcsineKalman",
     "BetaPosterior",
+    "Cost",
     "Estimate",
     "MarginalGainRule",
     "NeymanRule",
@@ -28,11 +34,14 @@ __all__ = [
     "PromptStatistics",
     "ProportionalRule",
     "RLOORule",
+    "SignalRule",
     "UniformRule",
     "VarianceEstimator",
+    "allocate_commit",
     "allocate_rollouts",
     "best_variance_ratio",
     "leave_one_out_variance",
+    "pilot_weights",
     "sample_bernoulli_variance",
     "variance_ratio",
 ]

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dynamo_lightning.allocation import BetaPosterior, PaperBernoulli, PromptStatistics, VarianceEstimator
+from dynamo_lightning.allocation import (
+    ArcsineKalman,
+    BetaPosterior,
+    PaperBernoulli,
+    PromptStatistics,
+    VarianceEstimator,
+)
 
 
 def flat_prior(half_life=32.0):
@@ -226,20 +232,23 @@ def test_time_does_not_run_backwards():
         statistics.estimate([7], 9)
 
 
-@pytest.mark.parametrize("estimator", [BetaPosterior(half_life=5), PaperBernoulli()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "estimator", [BetaPosterior(half_life=5), PaperBernoulli(), ArcsineKalman()], ids=lambda e: type(e).__name__
+)
 def test_statistics_survive_resume_bit_for_bit(estimator, tmp_path):
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 2**63 - 1, 50)
     uninterrupted = PromptStatistics(estimator)
     for iteration in range(4):
         batch = ids[iteration::3]
-        uninterrupted.observe(batch, rng.integers(0, 9, len(batch)), [8] * len(batch), iteration)
+        lengths = rng.integers(8, 999, len(batch))
+        uninterrupted.observe(batch, rng.integers(0, 9, len(batch)), [8] * len(batch), iteration, lengths)
     resumed = PromptStatistics(estimator)
     resumed.load_state_dict(through_disk(uninterrupted.state_dict(), tmp_path / "statistics.pt"))
     for statistics in (uninterrupted, resumed):
         statistics.observe(ids[:20], np.arange(20) % 9, [8] * 20, 4)
     assert resumed.population == uninterrupted.population
-    for column in ("success_rate", "bernoulli_variance", "unseen"):
+    for column in ("success_rate", "bernoulli_variance", "unseen", "response_length"):
         expected = getattr(uninterrupted.estimate(ids, 6), column)
         np.testing.assert_array_equal(getattr(resumed.estimate(ids, 6), column), expected)
 
@@ -259,6 +268,29 @@ def test_statistics_survive_added_and_removed_prompts(tmp_path):
     )
 
 
+def test_statistics_do_not_depend_on_the_number_of_processes():
+    # Each process brings the outcomes of its share of the rollouts; every process adds up what all have brought.
+    rng = np.random.default_rng(0)
+    prompts, rights = rng.integers(0, 9, 96), rng.integers(0, 2, 96)
+
+    def gathered(world_size):
+        statistics = PromptStatistics(BetaPosterior())
+        shares = [np.arange(rank, 96, world_size) for rank in range(world_size)]
+        order = np.concatenate(shares)
+        ids = list(dict.fromkeys(prompts[order].tolist()))
+        counts = [(prompts[order] == prompt_id).sum() for prompt_id in ids]
+        successes = [rights[order][prompts[order] == prompt_id].sum() for prompt_id in ids]
+        statistics.observe(ids, successes, counts, 0, response_tokens=[10 * n for n in counts])
+        return statistics
+
+    def flat(statistics):
+        saved = statistics.state_dict()
+        return [saved["prompt_ids"], saved["last_visit"], *saved["columns"].values()]
+
+    for world_size in (2, 3, 5):
+        assert all(torch.equal(a, b) for a, b in zip(flat(gathered(1)), flat(gathered(world_size)), strict=True))
+
+
 def test_state_dict_is_a_snapshot_of_tensors_and_primitives():
     statistics = PromptStatistics(BetaPosterior(half_life=7))
     statistics.observe([4, 2], [1, 2], [3, 3], 6)
@@ -271,6 +303,8 @@ def test_state_dict_is_a_snapshot_of_tensors_and_primitives():
     assert {key: values.tolist() for key, values in saved["columns"].items()} == {
         "successes": [2.0, 1.0],
         "failures": [1.0, 2.0],
+        "response_tokens": [0.0, 0.0],
+        "responses": [0.0, 0.0],
     }
 
 
@@ -287,7 +321,9 @@ def test_state_dict_is_a_snapshot_of_tensors_and_primitives():
         ({"successes": torch.tensor([1.0, float("nan")], dtype=torch.float64)}, "'successes' is not finite"),
         ({"failures": torch.tensor([-1.0, 2.0], dtype=torch.float64)}, "'failures' has the negative value -1.0"),
         ({"failures": [1.0, 2.0]}, "'failures' is not a vector of torch.float64"),
-        ({"counts": torch.ones(2, dtype=torch.float64)}, r"columns \['counts', 'failures', 'successes'\]"),
+        ({"counts": torch.ones(2, dtype=torch.float64)}, r"columns \['counts', 'failures', 'respo"),
+        ({"responses": torch.tensor([0.0, -1.0], dtype=torch.float64)}, "0 'response_tokens' in -1 'responses'"),
+        ({"responses": torch.tensor([0.0, 2.0], dtype=torch.float64)}, "0 'response_tokens' in 2 'responses'"),
         ({"last_visit": None}, r"missing \['last_visit'\]"),
     ],
 )
@@ -340,3 +376,64 @@ def test_a_new_estimator_needs_only_its_columns_and_three_functions():
     statistics.observe([1], [3], [4], 0)
     assert statistics.estimate([1, 2], 0).bernoulli_variance.tolist() == [0.1875, 0.25]
     assert statistics.state_dict()["columns"]["rate"].tolist() == [0.75]
+
+
+def test_expected_response_length_by_hand():
+    statistics = PromptStatistics(BetaPosterior())
+    statistics.observe([1, 2], [0, 1], [4, 2], 0, response_tokens=[400, 20])
+    estimate = statistics.estimate([2, 1, 3], 0)
+    np.testing.assert_allclose(estimate.response_length, [10, 100, 55])  # unseen: the mean over prompts
+    statistics.observe([1], [0], [4], 1, response_tokens=[100])  # (200 + 100)/(2 + 4)
+    np.testing.assert_allclose(statistics.estimate([1], 1).response_length, [50])
+    statistics.observe([1], [0], [2], 1, response_tokens=[300])  # the same iteration: nothing is halved again
+    np.testing.assert_allclose(statistics.estimate([1], 1).response_length, [600 / 8])
+
+
+def test_response_length_is_unknown_until_one_is_seen():
+    statistics = PromptStatistics(BetaPosterior())
+    statistics.observe([1], [0], [4], 0)
+    assert np.isnan(statistics.estimate([1, 2], 0).response_length).all()
+    statistics.observe([2], [0], [4], 0, response_tokens=[40])
+    np.testing.assert_allclose(statistics.estimate([1, 2, 3], 0).response_length, [10, 10, 10])
+
+
+@pytest.mark.parametrize(("tokens", "message"), [([7, 3], "prompt id 2 has 3 tokens in 4"), ([7], r"\(2,\), \(1,\)")])
+def test_impossible_lengths_are_refused_and_change_nothing(tokens, message):
+    statistics = PromptStatistics(BetaPosterior())
+    with pytest.raises(ValueError, match=message):
+        statistics.observe([1, 2], [0, 0], [4, 4], 0, response_tokens=tokens)
+    with pytest.raises(ValueError, match="prompt id 1 has nan tokens"):
+        statistics.observe([1], [0], [4], 0, response_tokens=[float("nan")])
+    assert len(statistics) == 0
+
+
+def test_only_visited_prompts_take_memory_and_room_in_the_checkpoint(tmp_path):
+    statistics = PromptStatistics(BetaPosterior())
+    statistics.estimate(np.arange(10_000), 0)
+    assert (len(statistics), statistics.nbytes) == (0, 0)
+    sizes = []
+    for iteration in range(4):
+        ids = np.arange(100) if iteration == 3 else 1_000_000 * iteration + np.arange(100)
+        statistics.observe(ids, np.zeros(100), np.full(100, 8), iteration, np.full(100, 80))
+        torch.save(statistics.state_dict(), tmp_path / "statistics.pt")
+        sizes.append((tmp_path / "statistics.pt").stat().st_size)
+    assert len(statistics) == 300
+    assert statistics.nbytes == 300 * 48  # id, last visit, two columns, tokens and responses: 8 bytes each
+    # 100 more prompts add 4,800 bytes but for padding; visiting the same ones again adds none.
+    assert abs(sizes[1] - sizes[0] - 4800) < 600 and abs(sizes[2] - sizes[1] - 4800) < 600
+    assert sizes[3] == sizes[2]
+
+
+def test_ids_of_ten_million_prompts_fit_into_200_megabytes():
+    statistics = PromptStatistics(BetaPosterior())
+    statistics.observe(np.arange(1000), np.zeros(1000), np.full(1000, 8), 0)
+    assert statistics.state_dict()["prompt_ids"].nbytes * 10_000 <= 200e6
+
+
+def test_more_successes_than_rollouts_in_a_checkpoint_are_refused():
+    saved = PromptStatistics(PaperBernoulli())
+    saved.observe([1], [1], [2], 0)
+    state = saved.state_dict()
+    state["columns"]["successes"][0] = 3
+    with pytest.raises(ValueError, match="corrupt: 3 successes in 2 rollouts"):
+        PromptStatistics(PaperBernoulli()).load_state_dict(state)

@@ -1,61 +1,13 @@
-"""What a prompt's outcomes say of its reward variance p(1 − p): stateless estimators, pure functions on float64 arrays.
-
-Departures from the paper's code (arXiv 2602.19208): by default old outcomes count less than new ones, and a prompt with
-few outcomes, or none, leans on what all prompts have shown.
-"""
+"""The default estimator: a Beta posterior with forgetting, whose prior is what all prompts have shown."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from dynamo_lightning.allocation.allocate import sample_bernoulli_variance
-from dynamo_lightning.allocation.rules import FloatArray
-
-
-class VarianceEstimator(ABC):
-    """What is remembered of a prompt's outcomes, and what that says of its success rate p now.
-
-    Shapes: `state` is `[num_columns, num_prompts]`, a row for each of `columns`; `successes`, `counts` and `elapsed`
-    (RL iterations since the prompt's last visit) are `[num_prompts]`; all are float64. `population` is whatever
-    `fit_population` returned: what the visited prompts together say of any one of them. An unseen prompt is one in
-    its initial state, nothing else.
-    """
-
-    columns: ClassVar[tuple[str, ...]]
-    """Names of the numbers kept for each prompt."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as the checkpoint records them: by default all public attributes."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def initial_state(self) -> tuple[float, ...]:
-        """Return the state of a prompt without outcomes, `[num_columns]`: zeros, for columns that count."""
-        return (0.0,) * len(self.columns)
-
-    def check_state(self, state: FloatArray) -> None:
-        """Raise a ValueError if `state` cannot be: by default if a number is negative."""
-        for column, values in zip(self.columns, state, strict=True):
-            if (values < 0).any():
-                raise ValueError(f"{column!r} has the negative value {values.min()}")
-
-    def fit_population(self, state: FloatArray, elapsed: FloatArray) -> tuple[float, ...]:
-        """Return what all visited prompts say of any prompt; `elapsed` is up to the latest visit of any prompt."""
-        return ()
-
-    @abstractmethod
-    def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
-        """Return the state after `successes` of `counts` new rollouts (at least one each)."""
-
-    @abstractmethod
-    def success_rate(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
-        """Return the expected success rate `E[p]`, `[num_prompts]`."""
-
-    @abstractmethod
-    def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
-        """Return the weight for allocation, `E[p(1 − p)]`, `[num_prompts]`."""
+from dynamo_lightning.allocation.estimators.base import VarianceEstimator
+from dynamo_lightning.allocation.records import FloatArray
 
 
 class BetaPosterior(VarianceEstimator):
@@ -137,28 +89,3 @@ class BetaPosterior(VarianceEstimator):
         """Return `ab/((a + b)(a + b + 1))`, in (0, 1/4)."""
         a, b = self.posterior(state, elapsed, population)
         return a * b / ((a + b) * (a + b + 1))
-
-
-class PaperBernoulli(VarianceEstimator):
-    """The paper's estimator (arXiv 2602.19208), for comparison: `P = k(G − k)/(G(G − 1))` of lifetime counts.
-
-    It is unbiased as long as the policy does not change, never forgets, and gives 0 to a prompt whose few outcomes
-    were all equal. Prompts with fewer than two outcomes are explored first: their weight is 1/2, the largest value
-    that P can take (one of two right), so P is not confined to [0, 1/4] as p(1 − p) is.
-    """
-
-    columns = ("successes", "counts")
-
-    def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
-        """Add the new counts."""
-        return state + np.stack([successes, counts])
-
-    def success_rate(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
-        """Return `k/G`; 1/2 for an unseen prompt."""
-        successes, counts = state
-        return np.where(counts > 0, successes / np.maximum(counts, 1.0), 0.5)
-
-    def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
-        """Return P; 1/2 for a prompt with fewer than two outcomes."""
-        successes, counts = state
-        return np.where(counts < 2, 0.5, sample_bernoulli_variance(successes, counts))

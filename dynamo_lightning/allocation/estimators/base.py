@@ -1,0 +1,51 @@
+"""What every estimator of a prompt's reward variance p(1 − p) has to say: pure functions on float64 arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from dynamo_lightning.allocation.records import FloatArray
+
+
+class VarianceEstimator(ABC):
+    """What is remembered of a prompt's outcomes, and what that says of its success rate p now.
+
+    Shapes: `state` is `[num_columns, num_prompts]`, a row for each of `columns`; `successes`, `counts` and `elapsed`
+    (RL iterations since the prompt's last visit) are `[num_prompts]`; all are float64. `population` is whatever
+    `fit_population` returned: what the visited prompts together say of any one of them. An unseen prompt is one in
+    its initial state, nothing else.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+    """Names of the numbers kept for each prompt."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as the checkpoint records them: by default all public attributes."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def initial_state(self) -> tuple[float, ...]:
+        """Return the state of a prompt without outcomes, `[num_columns]`: zeros, for columns that count."""
+        return (0.0,) * len(self.columns)
+
+    def check_state(self, state: FloatArray) -> None:
+        """Raise a ValueError if `state` cannot be: by default if a number is negative."""
+        for column, values in zip(self.columns, state, strict=True):
+            if (values < 0).any():
+                raise ValueError(f"{column!r} has the negative value {values.min()}")
+
+    def fit_population(self, state: FloatArray, elapsed: FloatArray) -> tuple[float, ...]:
+        """Return what all visited prompts say of any prompt; `elapsed` is up to the latest visit of any prompt."""
+        return ()
+
+    @abstractmethod
+    def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
+        """Return the state after `successes` of `counts` new rollouts (at least one each)."""
+
+    @abstractmethod
+    def success_rate(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
+        """Return the expected success rate `E[p]`, `[num_prompts]`."""
+
+    @abstractmethod
+    def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
+        """Return the weight for allocation, `E[p(1 − p)]`, `[num_prompts]`."""

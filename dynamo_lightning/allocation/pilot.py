@@ -1,0 +1,126 @@
+"""Spend a few rollouts per prompt first and place the rest by what they showed, without biasing the gradient.
+
+Pooling all `n_i = k + m_i` rollouts of a prompt into one leave-one-out estimator is biased once `m_i` depends on the
+pilot's outcomes: a pilot with both outcomes, whose own estimate is high, is diluted by more rollouts than one whose
+outcomes are all equal. So the two stages stay separate estimators, each with its own leave-one-out advantages, and are
+mixed with weights fixed before the pilot: `ĝ_i = w_i ĝ_i^pilot + (1 − w_i) ĝ_i^commit`.
+
+**Unbiased.** Given the pilot, `m_i ≥ 2` is a number and the commit rollouts are fresh: `E[ĝ_i^commit | pilot] = ∇J_i`.
+And `E ĝ_i^pilot = ∇J_i`. As w_i is no function of the pilot, `E ĝ_i = w_i ∇J_i + (1 − w_i) ∇J_i = ∇J_i`.
+
+**Variance.** Because `E[ĝ_i^commit | pilot]` is constant, the two are uncorrelated, and with `e_i = E[1/(m_i − 1)]`
+`Var ĝ_i = w_i² a_i/(k − 1) + (1 − w_i)² a_i e_i`, least at `w_i = e_i/(e_i + 1/(k − 1))`. With `e_i = 1/(m'_i − 1)`,
+m'_i the commit size that the estimates from before the pilot give, that is `w_i = (k − 1)/(k + m'_i − 2)`. Any other
+value that is fixed costs efficiency only. (Averaging over what the pilot may show instead gained at most 0.005 of the
+uniform variance in simulation.)
+
+**Commit.** The remaining rollouts can still reduce `Σ (1 − w_i)² a_i/(m_i − 1)`, so the rule sees the updated variance
+times `(1 − w_i)²`.
+
+A pilot of 4 of 16 rollouts is no free lunch: the second baseline costs another rollout, and the pilot's own are placed
+blindly. Simulated variance relative to uniform, [2, 64], without and with it: Beta(.2,.2) unseen 1.00 and 0.96, after
+16 rollouts 0.72 and 0.76; U(0,1) unseen 1.00 and 1.06. It pays for unseen prompts, mostly very hard or very easy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
+from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
+from dynamo_lightning.allocation.rules import AllocationRule
+
+LEAST_PART = 2
+"""Rollouts that either stage needs of every prompt, for its own leave-one-out advantages."""
+
+
+def commit_bounds(num_prompts: int, budget: int, pilot: int, min_rollouts: int, max_rollouts: int) -> tuple[int, int]:
+    """Return the bounds of the commit sizes, such that pilot and commit together keep the prompts' bounds.
+
+    Raises:
+        ValueError: If pilot or commit cannot have two rollouts for each prompt.
+    """
+    if min_rollouts == 0:
+        raise ValueError(f"data.pilot={pilot} gives rollouts to every prompt: it does not go with data.min_rollouts=0")
+    if pilot < LEAST_PART:
+        raise ValueError(f"data.pilot={pilot} is less than {LEAST_PART}, which leave-one-out advantages need")
+    if max_rollouts < pilot + LEAST_PART or budget < num_prompts * (pilot + LEAST_PART):
+        raise ValueError(
+            f"data.pilot={pilot} leaves too little: {num_prompts} prompts need {LEAST_PART} more rollouts each, but "
+            f"data.max_rollouts={max_rollouts} and the budget is {budget} (data.rollouts_per_prompt times prompts)"
+        )
+    return max(LEAST_PART, min_rollouts - pilot), max_rollouts - pilot
+
+
+def pilot_weights(
+    estimate: Estimate,
+    prompt_ids: ArrayLike,
+    budget: int,
+    pilot: int,
+    min_rollouts: int,
+    max_rollouts: int,
+    rule: AllocationRule,
+    cost: Cost = "rollouts",
+) -> FloatArray:
+    """Return the weight `w_i = (k − 1)/(k + m'_i − 2)` of each prompt's pilot estimator; the commit's is `1 − w_i`.
+
+    Args:
+        estimate: From before the pilot: were its outcomes in it, the gradient would be biased.
+        prompt_ids: Distinct ids, `[num_prompts]`.
+        budget: Rollouts of the whole batch, the pilot's included.
+        pilot: Pilot rollouts of each prompt, `k`.
+        min_rollouts: Smallest group size, pilot and commit together.
+        max_rollouts: Largest group size, pilot and commit together.
+        rule: What the group sizes minimise.
+        cost: What the budget counts.
+
+    Returns:
+        The weights, `[num_prompts]`, in (0, 1).
+
+    Raises:
+        ValueError: As `commit_bounds` and `allocate_rollouts`.
+    """
+    num_prompts = len(estimate.bernoulli_variance)
+    bounds = commit_bounds(num_prompts, budget, pilot, min_rollouts, max_rollouts)
+    expected = allocate_rollouts(estimate, prompt_ids, budget - pilot * num_prompts, *bounds, rule, cost)
+    return (pilot - 1) / (pilot + expected - 2)
+
+
+def allocate_commit(
+    estimate: Estimate,
+    prompt_ids: ArrayLike,
+    budget: int,
+    pilot: int,
+    weights: ArrayLike,
+    min_rollouts: int,
+    max_rollouts: int,
+    rule: AllocationRule,
+    cost: Cost = "rollouts",
+) -> IntArray:
+    """Return how many more rollouts each prompt gets after the pilot; at least 2, together `budget − k N`.
+
+    Args:
+        estimate: Updated with the pilot's outcomes.
+        prompt_ids: Distinct ids, `[num_prompts]`.
+        budget: Rollouts of the whole batch, the pilot's included.
+        pilot: Pilot rollouts of each prompt, `k`.
+        weights: What `pilot_weights` returned before the pilot, `[num_prompts]`.
+        min_rollouts: Smallest group size, pilot and commit together.
+        max_rollouts: Largest group size, pilot and commit together.
+        rule: What the group sizes minimise.
+        cost: What the budget counts.
+
+    Returns:
+        The commit sizes, `[num_prompts]`.
+
+    Raises:
+        ValueError: As `commit_bounds` and `allocate_rollouts`.
+    """
+    num_prompts = len(estimate.bernoulli_variance)
+    bounds = commit_bounds(num_prompts, budget, pilot, min_rollouts, max_rollouts)
+    share = 1 - np.asarray(weights, dtype=np.float64)
+    scaled = replace(estimate, bernoulli_variance=estimate.bernoulli_variance * share**2)
+    return allocate_rollouts(scaled, prompt_ids, budget - pilot * num_prompts, *bounds, rule, cost)

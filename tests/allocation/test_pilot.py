@@ -1,0 +1,151 @@
+"""A pilot keeps the gradient unbiased as two estimators with fixed weights; pooled, it does not: by enumeration."""
+
+import itertools
+from dataclasses import replace
+from math import comb
+
+import numpy as np
+import pytest
+
+from dynamo_lightning.allocation import (
+    BetaPosterior,
+    PaperBernoulli,
+    PromptStatistics,
+    RLOORule,
+    allocate_commit,
+    allocate_rollouts,
+    pilot_weights,
+    sample_bernoulli_variance,
+)
+
+RATES = np.array([0.1, 0.3, 0.5])
+IDS = [10, 20, 30]
+BUDGET, PILOT, LOW, HIGH = 24, 3, 5, 14
+
+
+def chances(rate, size):
+    return [comb(size, k) * rate**k * (1 - rate) ** (size - k) for k in range(size + 1)]
+
+
+def history():
+    """Six rollouts of the first prompt, none of the others; an estimator that believes the little it has seen."""
+    statistics = PromptStatistics(PaperBernoulli())
+    statistics.observe(IDS[:1], [1], [6], 0)
+    return statistics
+
+
+def pilots():
+    """Every outcome of the pilot: its chance, the successes and the commit sizes that follow from it."""
+    before = history().estimate(IDS, 1)
+    weights = pilot_weights(before, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule())
+    for successes in itertools.product(range(PILOT + 1), repeat=3):
+        chance = np.prod([chances(rate, PILOT)[k] for rate, k in zip(RATES, successes, strict=True)])
+        statistics = history()
+        statistics.observe(IDS, successes, [PILOT] * 3, 1)
+        estimate = statistics.estimate(IDS, 1)
+        yield chance, successes, weights, allocate_commit(estimate, IDS, BUDGET, PILOT, weights, LOW, HIGH, RLOORule())
+
+
+def expected_gradient(estimator):
+    """Expectation over all pilot and commit outcomes, `[num_prompts]`.
+
+    The policy is p = sigmoid(θ): the score is r − p, ∇J = p(1 − p), and the leave-one-out gradient of a group with k
+    of n right is the sample covariance of reward and score, k(n − k)/(n(n − 1)).
+    """
+    total = np.zeros(3)
+    for chance, successes, weights, sizes in pilots():
+        for i, (rate, size) in enumerate(zip(RATES, sizes.tolist(), strict=True)):
+            for k, commit_chance in enumerate(chances(rate, size)):
+                total[i] += chance * commit_chance * estimator(successes[i], k, size, weights[i])
+    return total
+
+
+def gradient(k, n):
+    return float(sample_bernoulli_variance(k, n))
+
+
+def test_two_estimators_with_fixed_weights_are_unbiased():
+    mixed = expected_gradient(lambda pilot, k, m, w: w * gradient(pilot, PILOT) + (1 - w) * gradient(k, m))
+    np.testing.assert_allclose(mixed, RATES * (1 - RATES), rtol=1e-12)
+
+
+def test_pooling_pilot_and_commit_is_biased():
+    pooled = expected_gradient(lambda pilot, k, m, w: gradient(pilot + k, PILOT + m))
+    bias = pooled / (RATES * (1 - RATES)) - 1
+    assert (bias < -0.005).all()  # a pilot with both outcomes buys the rollouts that dilute it
+
+
+def test_weights_that_look_at_the_pilot_are_biased():
+    def by_final_size(pilot, k, m, w):
+        return (PILOT - 1) / (PILOT + m - 2) * gradient(pilot, PILOT) + (m - 1) / (PILOT + m - 2) * gradient(k, m)
+
+    bias = expected_gradient(by_final_size) / (RATES * (1 - RATES)) - 1
+    assert (abs(bias) > 0.005).all()
+
+
+def test_commit_sizes_depend_on_the_pilot_and_keep_budget_and_bounds():
+    seen = set()
+    for _, _, weights, sizes in pilots():
+        seen.add(tuple(sizes.tolist()))
+        assert sizes.sum() == BUDGET - 3 * PILOT
+        assert sizes.min() >= max(2, LOW - PILOT) and sizes.max() <= HIGH - PILOT
+        assert ((weights > 0) & (weights < 1)).all()
+    assert len(seen) > 10
+
+
+def test_weights_by_hand():
+    # Without a history all are alike: 24 − 9 = 15 commit rollouts, 5 each, so w = 2/(2 + 4).
+    unseen = PromptStatistics(BetaPosterior()).estimate(IDS, 0)
+    weights = pilot_weights(unseen, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule())
+    np.testing.assert_allclose(weights, [1 / 3] * 3)
+
+
+def test_weights_are_the_best_for_the_expected_commit_sizes():
+    before = history().estimate(IDS, 1)
+    weights = pilot_weights(before, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule())
+    sizes = allocate_rollouts(before, IDS, BUDGET - 3 * PILOT, max(2, LOW - PILOT), HIGH - PILOT, RLOORule())
+
+    def variance(w):
+        return w**2 / (PILOT - 1) + (1 - w) ** 2 / (sizes - 1)
+
+    for other in np.linspace(0.01, 0.99, 99):
+        assert (variance(weights) <= variance(np.full(3, other)) + 1e-15).all()
+
+
+def test_commit_minimises_what_the_weights_leave():
+    estimate = history().estimate(IDS, 1)
+    weights = np.array([0.5, 0.1, 0.3])
+    sizes = allocate_commit(estimate, IDS, BUDGET, PILOT, weights, LOW, HIGH, RLOORule())
+    left = (1 - weights) ** 2 * estimate.bernoulli_variance
+    every = (np.array(m) for m in itertools.product(range(2, 12), repeat=3) if sum(m) == 15)
+    assert (left / (sizes - 1)).sum() == pytest.approx(min((left / (m - 1)).sum() for m in every))
+
+
+def test_weights_do_not_depend_on_the_pilots_outcomes():
+    weights = [tuple(weights.tolist()) for _, _, weights, _ in pilots()]
+    assert len(set(weights)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pilot": 1}, "data.pilot=1 is less than 2, which leave-one-out advantages need"),
+        ({"pilot": 7}, "data.pilot=7 leaves too little: 3 prompts need 2 more rollouts each.* budget is 24"),
+        ({"max_rollouts": 4}, "data.pilot=3 leaves too little.*data.max_rollouts=4"),
+        ({"min_rollouts": 0}, "data.pilot=3 .* does not go with data.min_rollouts=0"),
+    ],
+)
+def test_impossible_pilots_are_refused(changes, message):
+    request = {"budget": BUDGET, "pilot": PILOT, "min_rollouts": LOW, "max_rollouts": HIGH, "rule": RLOORule()}
+    estimate = history().estimate(IDS, 1)
+    with pytest.raises(ValueError, match=message):
+        pilot_weights(estimate, IDS, **{**request, **changes})
+    with pytest.raises(ValueError, match=message):
+        allocate_commit(estimate, IDS, weights=[0.5] * 3, **{**request, **changes})
+
+
+def test_a_pilot_counts_tokens_too():
+    estimate = replace(history().estimate(IDS, 1), response_length=np.array([10.0, 20.0, 60.0]))
+    weights = pilot_weights(estimate, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule(), cost="tokens")
+    sizes = allocate_commit(estimate, IDS, BUDGET, PILOT, weights, LOW, HIGH, RLOORule(), cost="tokens")
+    assert ((PILOT + sizes) * estimate.response_length).sum() <= BUDGET * 30

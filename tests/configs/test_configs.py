@@ -1,0 +1,106 @@
+"""Every shipped config parses; `qwen.yaml` trains a tiny random model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynamo_lightning.cli import DynamoCLI, find_config, main, shipped_configs
+
+
+def parse(monkeypatch, args):
+    """The configuration of a command line, without running it."""
+    monkeypatch.setattr(DynamoCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(DynamoCLI, "_run_subcommand", lambda self, subcommand: None)
+    cli = main(args)
+    return cli.config[args[0]]
+
+
+@pytest.mark.parametrize("name", ["quickstart.yaml", "qwen.yaml"])
+@pytest.mark.parametrize("overlay", [None, *sorted(p.name for p in (shipped_configs() / "overlays").glob("*.yaml"))])
+def test_every_config_parses_with_every_overlay(monkeypatch, tmp_path, name, overlay):
+    monkeypatch.chdir(tmp_path)
+    if overlay == "wandb.yaml":
+        pytest.importorskip("wandb", reason="W&B is optional")
+    overlays = ["--config", f"overlays/{overlay}"] if overlay else []
+    config = parse(monkeypatch, ["fit", "--config", name, *overlays])
+    assert config.data.tokenizer_name == config.model.model_name
+
+
+def test_every_config_is_in_the_table():
+    table = (shipped_configs() / "README.md").read_text()
+    for path in shipped_configs().rglob("*.yaml"):
+        assert f"`{path.relative_to(shipped_configs()).as_posix()}`" in table
+
+
+def test_the_grpo_overlay_switches_both_prongs_off(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = parse(monkeypatch, ["fit", "--config", "quickstart.yaml", "--config", "overlays/grpo.yaml"])
+    assert config.data.rule.class_path.endswith("UniformRule")
+    assert config.model.loss.modulation is None
+    assert config.model.loss.advantage.class_path.endswith("GRPO")
+
+
+def test_qwen_has_the_papers_settings(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = parse(monkeypatch, ["fit", "--config", "qwen.yaml"])
+    assert (config.data.prompts_per_batch, config.data.rollouts_per_prompt) == (512, 16)
+    assert (config.data.min_rollouts, config.data.max_rollouts) == (8, 24)
+    surrogate = config.model.loss.surrogate.init_args
+    assert (surrogate.clip_low, surrogate.clip_high, surrogate.dual_clip) == (0.2, 0.2, 10)
+    assert config.data.prompts_per_batch // config.model.updates.num_mini_batches == 32
+    assert (config.optimizer.init_args.lr, config.optimizer.init_args.weight_decay) == (1e-6, 0.1)
+
+
+def test_a_file_here_wins_over_the_shipped_one(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert Path(find_config("qwen.yaml")) == shipped_configs() / "qwen.yaml"
+    assert Path(find_config("configs/qwen.yaml")) == shipped_configs() / "qwen.yaml"
+    (tmp_path / "qwen.yaml").touch()
+    assert find_config("qwen.yaml") == "qwen.yaml"
+    assert find_config("no_such.yaml") == "no_such.yaml"
+
+
+@pytest.fixture
+def chat_policy(tiny_policy, tmp_path):
+    """The tiny policy with a chat template, as Qwen has one."""
+    import shutil
+
+    folder = tmp_path / "chat-policy"
+    shutil.copytree(tiny_policy, folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings["chat_template"] = "{% for message in messages %}{{ message.content }}{% endfor %}="
+    path.write_text(json.dumps(settings))
+    return str(folder)
+
+
+def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, chat_policy):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{a}+{b}"}], "reward_model": {"ground_truth": str(a + b)}}
+        for a in range(3) for b in range(2)
+    ]  # fmt: skip
+    Path("train.json").write_text(json.dumps(rows))
+    Path("val.jsonl").write_text("".join(json.dumps({"problem": f"{a}+4", "answer": a + 4}) + "\n" for a in range(3)))
+    main(
+        [
+            "fit",
+            "--config=qwen.yaml",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.val_check_interval=2",
+            f"--model.model_name={chat_policy}",
+            "--model.policy.init=random",
+            "--model.sampling.max_response_length=8",
+            "--model.scoring.num_workers=1",
+            "--data.train.path=train.json",
+            "--data.val=[{path: val.jsonl, name: math500, prompt_column: problem}]",
+            "--data.prompts_per_batch=3",
+        ]
+    )
+    summary = json.loads(Path("runs/qwen/version_0/summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["iterations"] == 2
+    assert {"val/math500/pass@1", "val/math500/pass@8"} <= summary["after"].keys()
+    assert Path(summary["checkpoint"]).is_file()
