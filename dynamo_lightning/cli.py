@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from jsonargparse import ActionConfigFile, Namespace, auto_cli, set_parsing_settings
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import (
     ArgsType,
@@ -60,7 +60,7 @@ def find_config(name: str) -> str:
 class ShippedConfigFile(ActionConfigFile):
     """`--config` that falls back on the shipped configs."""
 
-    def __call__(self, parser: Any, cfg: Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Parse the file into the configuration."""
         super().__call__(parser, cfg, find_config(values), option_string)
 
@@ -119,7 +119,7 @@ class DynamoCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning's, with shipped configs found by name and no abbreviated options."""
         kwargs.setdefault("dump_header", [f"dynamo_lightning=={__version__}"])
-        parser = LightningArgumentParser(allow_abbrev=False, **kwargs)
+        parser = LightningArgumentParser(allow_abbrev=False, exit_on_error=False, **kwargs)
         parser.add_argument(
             "-c",
             "--config",
@@ -211,11 +211,15 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
         The command line with its trainer, model and data module; none after `report`.
     """
     given = sys.argv[1:] if args is None else args
-    if isinstance(given, list) and given[:1] == ["report"]:
-        auto_cli(compare, args=given[1:], prog="python -m dynamo_lightning report")
-        return None
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
+        if isinstance(given, list) and given[:1] == ["report"]:
+            parser = ArgumentParser(prog="python -m dynamo_lightning report", description="Put runs side by side.")
+            parser.add_argument(
+                "run_folders", nargs="+", help="Log folders of finished runs, with a summary.json each."
+            )
+            compare(parser.parse_args(given[1:]).run_folders)
+            return None
         return DynamoCLI(
             chosen=str(given[0]) if isinstance(given, list) and given else None,
             model_class=PolicyModule,
@@ -224,11 +228,7 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={
-                "prog": "python -m dynamo_lightning",
-                "exit_on_error": False,
-                **{subcommand: {"exit_on_error": False} for subcommand in SUBCOMMANDS},
-            },
+            parser_kwargs={"prog": "python -m dynamo_lightning"},
             args=args,
         )
     except ArgumentError as error:

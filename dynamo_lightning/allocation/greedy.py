@@ -16,6 +16,7 @@ import numpy as np
 
 from dynamo_lightning.allocation.records import FloatArray, IntArray
 
+
 @dataclass(frozen=True)
 class Steps:
     """What can be bought."""

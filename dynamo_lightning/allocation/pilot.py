@@ -19,7 +19,7 @@ times `(1 − w_i)²`.
 
 A pilot of 4 of 16 rollouts is no free lunch: the second baseline costs another rollout, and the pilot's own are placed
 blindly. Simulated variance relative to uniform, [2, 64], without and with it: Beta(.2,.2) unseen 1.00 and 0.96, after
-16 rollouts 0.72 and 0.76; U(0,1) unseen 1.00 and 1.06. It pays for unseen prompts, mostly very hard or very easy.
+16 rollouts 0.71 and 0.75; U(0,1) unseen 1.00 and 1.06. It pays for unseen prompts, mostly very hard or very easy.
 """
 
 from __future__ import annotations

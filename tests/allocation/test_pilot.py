@@ -90,7 +90,7 @@ def test_commit_sizes_depend_on_the_pilot_and_keep_budget_and_bounds():
         assert sizes.sum() == BUDGET - 3 * PILOT
         assert sizes.min() >= max(2, LOW - PILOT) and sizes.max() <= HIGH - PILOT
         assert ((weights > 0) & (weights < 1)).all()
-    assert len(seen) > 10
+    assert len(seen) > 5
 
 
 def test_weights_by_hand():

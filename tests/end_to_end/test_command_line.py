@@ -103,7 +103,10 @@ def test_warm_start_learns_demonstrations(config):
     ("arguments", "message"),
     [
         (["--data.train.path=missing.jsonl"], r"data\.train.*missing\.jsonl"),
-        (["--data.train.answer_column=solution"], r"data\.train\.answer_column.*'solution'; its columns: prompt, answer"),
+        (
+            ["--data.train.answer_column=solution"],
+            r"data\.train\.answer_column.*'solution'; its columns: prompt, answer",
+        ),
         (["--data.min_rollouts=5"], r"data\.min_rollouts"),
         (["--data.rule=NoSuchRule"], "NoSuchRule"),
         (["--model.loss.kl_coeficient=1"], "kl_coeficient"),
@@ -178,8 +181,7 @@ def test_help_and_documented_config():
 
 def test_starting_up_imports_no_engine_and_no_data_library():
     code = (
-        "import sys, dynamo_lightning.cli; "
-        "print([m for m in ('vllm', 'datasets', 'math_verify') if m in sys.modules])"
+        "import sys, dynamo_lightning.cli; print([m for m in ('vllm', 'datasets', 'math_verify') if m in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
