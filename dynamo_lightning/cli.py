@@ -146,13 +146,19 @@ class DynamoCLI(LightningCLI):
             },
             help="Learning rate schedule, stepped with the optimizer; the default warms up over 10 steps.",
         )
+        parser.add_argument(
+            "--name",
+            type=str,
+            default="dynamo",
+            help="Name of the run: its logs go to a new `runs/{name}/version_{n}`.",
+        )
         parser.link_arguments("optimizer", "model.optimizer")
         parser.link_arguments("lr_scheduler", "model.lr_scheduler")
         parser.link_arguments("model.model_name", "data.tokenizer_name")
         parser.set_defaults(
             {
                 "trainer.logger": [
-                    {"class_path": logger, "init_args": {"save_dir": "runs", "name": "dynamo"}} for logger in LOGGERS
+                    {"class_path": logger, "init_args": {"save_dir": "runs", "name": None}} for logger in LOGGERS
                 ],
                 "trainer.callbacks": [{"class_path": f"dynamo_lightning.callbacks.{name}"} for name in CALLBACKS],
                 "trainer.use_distributed_sampler": False,
@@ -173,14 +179,15 @@ class DynamoCLI(LightningCLI):
         if self.subcommand in ("warm_start", "export"):
             # They have no log folder: Lightning would write the config into the current one.
             self.save_config_callback = None
-        loggers = self.config[self.subcommand].trainer.logger
-        if not isinstance(loggers, list):
-            return
-        numbered = [logger for logger in loggers if logger.class_path in LOGGERS and logger.init_args.version is None]
-        for logger in numbered:
-            logger.init_args.version = next_version(
-                {Path(other.init_args.save_dir) / other.init_args.name for other in numbered}
-            )
+        config = self.config[self.subcommand]
+        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else []
+        ours = [logger for logger in loggers if logger.class_path in LOGGERS]
+        for logger in ours:
+            logger.init_args.name = config.name if logger.init_args.name is None else logger.init_args.name
+        folders = {Path(logger.init_args.save_dir) / logger.init_args.name for logger in ours}
+        for logger in ours:
+            if logger.init_args.version is None:
+                logger.init_args.version = next_version(folders)
 
 
 def next_version(folders: set[Path]) -> int:

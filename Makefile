@@ -1,0 +1,52 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m dynamo_lightning
+# Everything comes from constraints.txt, which pins the tested versions.
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help quickstart test test-all lint types bench policy clean
+
+help: ## Say what each command does
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@# torch first: by itself, the resolver would take the newest torch and gigabytes of CUDA packages with it.
+	$(PIP) torch
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(PIP) --editable ".[lint]"
+	@touch $@
+
+quickstart: $(VENV)/.installed ## Install, train the embedded policy by DynaMO and by GRPO, compare (about 5 minutes)
+	$(RUN) fit --config quickstart.yaml
+	$(RUN) fit --config quickstart.yaml --config overlays/grpo.yaml --name quickstart-grpo
+	$(RUN) report $$(ls -td runs/quickstart/version_* | head -1) $$(ls -td runs/quickstart-grpo/version_* | head -1)
+
+test: $(VENV)/.installed ## Run the tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.installed ## Run the slow tests too
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.installed-lint ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-lint ## Check types
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed ## Run every benchmark; results go to benchmarks/results/
+	for file in benchmarks/*.py; do \
+		$(BIN)/python $$file --json benchmarks/results/$$(basename $$file .py).json || exit 1; \
+	done
+
+policy: $(VENV)/.installed ## Rebuild the embedded policy from random weights into build/ (about 5 minutes)
+	$(BIN)/python -m dynamo_lightning.data.arithmetic --output_dir build/arithmetic
+	$(RUN) warm_start --config warm_start.yaml
+
+clean: ## Remove the virtual environment, runs and builds
+	rm -rf $(VENV) runs build
