@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -10,8 +10,10 @@ import numpy as np
 from jsonargparse import lazy_instance
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from dynamo_lightning.allocation.allocate import allocate_rollouts
+from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
+from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
+from dynamo_lightning.allocation.records import Estimate
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
 from dynamo_lightning.allocation.statistics import PromptStatistics
 from dynamo_lightning.data.prompts import PromptSource, load_prompts
@@ -39,6 +41,9 @@ class RolloutDataModule(L.LightningDataModule):
         max_rollouts: Largest group size; `null` is three times the mean.
         rule: What the allocation minimises.
         estimator: How success rates are estimated from past outcomes.
+        cost: What the budget counts: `rollouts`, or expected `tokens`, which buys the most variance for each of them.
+        pilot: Rollouts that every prompt gets first; the rest is allocated by what they show. 0 switches it off.
+        accept_skip_bias: Allow `min_rollouts: 0` with a rule whose gradient is unbiased only if no prompt is skipped.
         success_threshold: Rewards from here on count as success in the statistics and in pass@k.
         eval_prompts_per_batch: Prompts of one evaluation step.
         eval_rollouts_per_prompt: Responses sampled for each prompt in `validate`, `test` and `predict`.
@@ -59,6 +64,9 @@ class RolloutDataModule(L.LightningDataModule):
         max_rollouts: int | None = None,
         rule: AllocationRule = lazy_instance(RLOORule),
         estimator: VarianceEstimator = lazy_instance(BetaPosterior),
+        cost: Cost = "rollouts",
+        pilot: int = 0,
+        accept_skip_bias: bool = False,
         success_threshold: float = 0.5,
         eval_prompts_per_batch: int = 64,
         eval_rollouts_per_prompt: int = 8,
@@ -87,6 +95,9 @@ class RolloutDataModule(L.LightningDataModule):
         self.min_rollouts = min_rollouts if min_rollouts is not None else max(2, rollouts_per_prompt // 4)
         self.max_rollouts = max_rollouts if max_rollouts is not None else 3 * rollouts_per_prompt
         self.rule = rule
+        self.cost: Cost = cost
+        self.pilot = pilot
+        self.accept_skip_bias = accept_skip_bias
         self.success_threshold = success_threshold
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.eval_rollouts_per_prompt = eval_rollouts_per_prompt
@@ -96,7 +107,10 @@ class RolloutDataModule(L.LightningDataModule):
         self._stream: PromptStream | None = None
         self._restored_position: dict[str, Any] | None = None
         # An impossible budget is the same mistake for every batch: say so before anything is loaded.
-        self.allocate([0.25], [0])
+        anything = self.statistics.estimate([0], iteration=0)
+        self.allocate(anything, [0])
+        if pilot:
+            pilot_weights(anything, [0], rollouts_per_prompt, pilot, self.min_rollouts, self.max_rollouts, rule, cost)
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -178,37 +192,57 @@ class RolloutDataModule(L.LightningDataModule):
 
     # --- allocation ---------------------------------------------------------------------------------------------------
 
-    def allocate(self, bernoulli_variances: Sequence[float], prompt_ids: Sequence[int]) -> np.ndarray:
+    def allocate(self, estimate: Estimate, prompt_ids: Sequence[int]) -> np.ndarray:
         """Share the budget of a batch out over its prompts.
 
         Args:
-            bernoulli_variances: Expected p(1 − p) of each prompt, `[num_prompts]`.
+            estimate: What is expected of each prompt, `[num_prompts]` each.
             prompt_ids: `[num_prompts]`, to break ties.
 
         Returns:
-            Group sizes, `[num_prompts]`, int64, of mean `rollouts_per_prompt` exactly.
+            Group sizes, `[num_prompts]`, int64, of mean `rollouts_per_prompt` exactly (with `cost: tokens`: worth it).
         """
         return allocate_rollouts(
-            np.asarray(bernoulli_variances, dtype=np.float64),
-            np.asarray(prompt_ids, dtype=np.int64),
+            estimate,
+            prompt_ids,
             budget=self.rollouts_per_prompt * len(prompt_ids),
             min_rollouts=self.min_rollouts,
             max_rollouts=self.max_rollouts,
             rule=self.rule,
+            cost=self.cost,
+            accept_skip_bias=self.accept_skip_bias,
         )
 
     def _training_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
         prompt_ids = [prompt.prompt_id for prompt in prompts]
-        estimate = self.statistics.estimate(np.asarray(prompt_ids, dtype=np.int64), iteration)
-        group_sizes = self.allocate(estimate.bernoulli_variance.tolist(), prompt_ids)
+        estimate = self.statistics.estimate(prompt_ids, iteration)
         return PromptBatch(
             iteration=iteration,
             prompts=tuple(prompts),
-            group_sizes=tuple(group_sizes.tolist()),
+            group_sizes=tuple(self.allocate(estimate, prompt_ids).tolist()),
             success_rates=tuple(estimate.success_rate.tolist()),
             bernoulli_variances=tuple(estimate.bernoulli_variance.tolist()),
             unseen=tuple(estimate.unseen.tolist()),
         )
+
+    def parts(self, batch: PromptBatch) -> Iterator[PromptBatch]:
+        """The batch itself; or, with a pilot, the pilot part and then the part that its outcomes lead to.
+
+        Between the two, `observe` must have been called with the pilot's outcomes. Their shares in the gradient are
+        fixed beforehand, see `dynamo_lightning.allocation.pilot`.
+        """
+        if not self.pilot:
+            yield batch
+            return
+        prompt_ids = [prompt.prompt_id for prompt in batch.prompts]
+        budget = self.rollouts_per_prompt * len(prompt_ids)
+        before = self.statistics.estimate(prompt_ids, batch.iteration)
+        bounds = (self.min_rollouts, self.max_rollouts)
+        weights = pilot_weights(before, prompt_ids, budget, self.pilot, *bounds, self.rule, self.cost)
+        yield batch.with_groups((self.pilot,) * len(prompt_ids), weights.tolist())
+        after = self.statistics.estimate(prompt_ids, batch.iteration)
+        sizes = allocate_commit(after, prompt_ids, budget, self.pilot, weights, *bounds, self.rule, self.cost)
+        yield batch.with_groups(sizes.tolist(), (1 - weights).tolist(), first_sample_index=self.pilot)
 
     def _evaluation_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
         num_prompts = len(prompts)
@@ -228,17 +262,14 @@ class RolloutDataModule(L.LightningDataModule):
             batch: The batch they belong to.
             outcomes: Its scored rollouts in any order; joined by prompt id.
         """
-        successes = {prompt.prompt_id: 0 for prompt in batch.prompts}
-        counts = dict(successes)
+        rows = {prompt.prompt_id: row for row, prompt in enumerate(batch.prompts)}
+        successes, counts, tokens = np.zeros((3, len(rows)))
         for outcome in outcomes:
-            counts[outcome.prompt_id] += 1
-            successes[outcome.prompt_id] += outcome.score.reward >= self.success_threshold
-        self.statistics.observe(
-            np.fromiter(counts.keys(), dtype=np.int64),
-            np.fromiter(successes.values(), dtype=np.float64),
-            np.fromiter(counts.values(), dtype=np.float64),
-            batch.iteration,
-        )
+            row = rows[outcome.prompt_id]
+            successes[row] += outcome.score.reward >= self.success_threshold
+            counts[row] += 1
+            tokens[row] += outcome.response_length
+        self.statistics.observe(list(rows), successes, counts, batch.iteration, response_tokens=tokens)
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -162,13 +162,21 @@ class PolicyModule(L.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
         self.seconds = {}
-        with self.phase("generate"):
-            rollouts, spare = self.sample(batch, "train", self.sampling.temperature)
-        with self.phase("reward"):
-            all_outcomes = self.score(batch, rollouts)
+        rollouts: list[Rollout] = []
+        all_outcomes: tuple[Outcome, ...] = ()
+        parts = []
+        for part in self.datamodule.parts(batch):  # one, or a pilot and what its outcomes lead to
+            with self.phase("generate"):
+                sampled, spare = self.sample(part, "train", self.sampling.temperature)
+            with self.phase("reward"):
+                scored = self.score(part, sampled)
+            self.datamodule.observe(part, self.without_dropped(scored))
+            parts.append(part)
+            rollouts += sampled
+            all_outcomes += scored
+        batch = batch.with_groups([sum(sizes) for sizes in zip(*(part.group_sizes for part in parts), strict=True)])
         outcomes = self.without_dropped(all_outcomes)
-        self.datamodule.observe(batch, outcomes)
-        rollout_batch = self.with_advantages(batch, outcomes, rollouts, spare)
+        rollout_batch = self.with_advantages(parts, outcomes, rollouts, spare)
         with self.phase("score"):
             reference = self._reference[0] if self._reference else None
             assert self.policy is not None
@@ -243,15 +251,29 @@ class PolicyModule(L.LightningModule):
         return kept
 
     def with_advantages(
-        self, batch: PromptBatch, outcomes: Sequence[Outcome], rollouts: Sequence[Rollout], spare: Rollout
+        self,
+        parts: Sequence[PromptBatch],
+        outcomes: Sequence[Outcome],
+        rollouts: Sequence[Rollout],
+        spare: Rollout,
     ) -> RolloutBatch:
-        """This rank's rollouts with their advantages, which are computed over the rollouts of all ranks."""
-        position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
-        group_indices = torch.tensor([position[outcome.prompt_id] for outcome in outcomes], dtype=torch.int64)
+        """This rank's rollouts with their advantages, which are computed over the rollouts of all ranks.
+
+        Each part has a group for each prompt. A pilot and its commit are groups of their own, with leave-one-out means
+        of their own: what the commit's size is depends on the pilot, so pooling them would bias the gradient.
+        """
+        num_prompts = len(parts[0].prompts)
+        position = {prompt.prompt_id: index for index, prompt in enumerate(parts[0].prompts)}
+
+        def group_of(outcome: Outcome) -> int:
+            part = sum(later.first_sample_index <= outcome.sample_index for later in parts[1:])
+            return part * num_prompts + position[outcome.prompt_id]
+
+        group_indices = torch.tensor([group_of(outcome) for outcome in outcomes], dtype=torch.int64)
         rewards = torch.tensor([outcome.score.reward for outcome in outcomes], dtype=torch.float32)
         lengths = torch.tensor([outcome.response_length for outcome in outcomes], dtype=torch.int64)
         advantages = self.loss.advantage(rewards, group_indices)
-        empty = torch.zeros(len(batch.prompts), dtype=torch.int64)
+        empty = torch.zeros(len(parts) * num_prompts, dtype=torch.int64)
         row_of = {outcome.key: row for row, outcome in enumerate(outcomes)}
         own = [rollout for rollout in rollouts if rollout.key in row_of]
         own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
@@ -259,6 +281,8 @@ class PolicyModule(L.LightningModule):
             rollouts=tuple(own),
             advantages=advantages[own_rows],
             group_indices=group_indices[own_rows],
+            group_prompts=torch.arange(num_prompts).repeat(len(parts)),
+            group_shares=torch.tensor([share for part in parts for share in part.shares], dtype=torch.float64),
             group_sizes=empty.index_add(0, group_indices, torch.ones_like(lengths)),
             group_tokens=empty.index_add(0, group_indices, lengths),
             group_teaches=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
@@ -290,7 +314,7 @@ class PolicyModule(L.LightningModule):
         start = time.perf_counter()
         with self.trainer.profiler.profile(name):  # type: ignore[attr-defined]
             yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 

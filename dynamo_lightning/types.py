@@ -5,7 +5,7 @@ All but one are frozen dataclasses. Two rollouts are never matched by position, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +47,9 @@ class PromptBatch:
         success_rates: Expected success rate of each prompt before its rollouts, `[num_prompts]`, in [0, 1].
         bernoulli_variances: Expected reward variance p(1 − p) of each prompt before its rollouts, `[num_prompts]`.
         unseen: Whether the prompt had no outcome yet, `[num_prompts]`.
+        shares: Share of each prompt's weight in the gradient that these rollouts have, `[num_prompts]`; 1 unless a
+            pilot and a commit part share the prompts.
+        first_sample_index: Sample index of the first rollout of each group: the commit part counts on from the pilot.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class PromptBatch:
         success_rates: tuple[float, ...],
         bernoulli_variances: tuple[float, ...],
         unseen: tuple[bool, ...],
+        shares: tuple[float, ...] | None = None,
+        first_sample_index: int = 0,
     ) -> None:
         self.iteration = iteration
         self.prompts = prompts
@@ -64,6 +69,23 @@ class PromptBatch:
         self.success_rates = success_rates
         self.bernoulli_variances = bernoulli_variances
         self.unseen = unseen
+        self.shares = shares if shares is not None else (1.0,) * len(prompts)
+        self.first_sample_index = first_sample_index
+
+    def with_groups(
+        self, group_sizes: Sequence[int], shares: Sequence[float] | None = None, first_sample_index: int = 0
+    ) -> PromptBatch:
+        """The same prompts with other groups."""
+        return PromptBatch(
+            self.iteration,
+            self.prompts,
+            tuple(group_sizes),
+            self.success_rates,
+            self.bernoulli_variances,
+            self.unseen,
+            tuple(shares) if shares is not None else None,
+            first_sample_index,
+        )
 
     @property
     def rollout_budget(self) -> int:
@@ -143,15 +165,22 @@ class RolloutBatch:
     advantages: Tensor
     """Raw advantage of each rollout, `[num_rollouts]`, float32."""
     group_indices: Tensor
-    """Position of each rollout's prompt in the batch's `prompts`, `[num_rollouts]`, int64."""
+    """Group of each rollout, `[num_rollouts]`, int64."""
+    group_prompts: Tensor
+    """Position of each group's prompt in the batch, `[num_groups]`, int64; one group for each prompt, or two
+    with a pilot."""
+    group_shares: Tensor
+    """Share of its prompt's weight in the gradient that the group has, `[num_groups]`, float64."""
     group_sizes: Tensor
-    """Scored rollouts of each of the batch's prompts, all ranks, `[num_prompts]`, int64."""
+    """Scored rollouts of each group, all ranks, `[num_groups]`, int64."""
     group_tokens: Tensor
-    """Response tokens of each of the batch's prompts, all ranks, `[num_prompts]`, int64."""
+    """Response tokens of each group, all ranks, `[num_groups]`, int64."""
     group_teaches: Tensor
-    """Whether any rollout of the prompt, on any rank, has an advantage other than 0, `[num_prompts]`, bool."""
+    """Whether any rollout of the group, on any rank, has an advantage other than 0, `[num_groups]`, bool."""
     spare: Rollout
     """Any rollout sampled on this rank: with weight 0 it keeps a rank in step that has fewer micro-batches."""
+    iteration: int = 0
+    """RL iterations finished before this one: with the rollout's key it seeds whatever the loss draws at random."""
 
 
 @dataclass(frozen=True)

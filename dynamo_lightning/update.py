@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from dynamo_lightning.distributed import gather_values, max_over_ranks, sum_over_ranks, world_size
+from dynamo_lightning.distributed import (
+    derive_seed,
+    gather_values,
+    max_over_ranks,
+    run_seed,
+    sum_over_ranks,
+    world_size,
+)
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
@@ -62,11 +70,13 @@ class Experience:
     statistics: TokenStatistics
     """Of this rank's response tokens, `[num_tokens]` each."""
     modulated: ModulatedAdvantages
-    """Final advantages of this rank's response tokens, `[num_tokens]`."""
+    """Final advantages of this rank's response tokens, `[num_tokens]`; raw ones if the modulation is recomputed."""
     reference_logprobs: Tensor | None
     """log π_ref of this rank's response tokens, `[num_tokens]`; only with a KL term."""
     metrics: Mapping[str, float]
     """Global means over all response tokens."""
+    marks: Tensor | None = None
+    """The penalty's marks of this rank's response tokens, `[num_tokens]`; only with a penalty that has some."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,19 @@ def all_statistics(
     return TokenStatistics(*columns)
 
 
+def token_keys(batch: RolloutBatch, device: torch.device) -> Tensor:
+    """A random number for each response token of this rank, `[num_tokens]`, int64, from 0.
+
+    A pure function of run seed, iteration, prompt, sample index and position: the same on whichever rank and in
+    whichever micro-batch the token is.
+    """
+    numbers = [np.zeros(0, dtype=np.uint64)]
+    for rollout in batch.rollouts:
+        seed = derive_seed(run_seed(), "tokens", batch.iteration, *rollout.key)
+        numbers.append(np.random.Philox(key=seed).random_raw(len(rollout.token_ids)))
+    return torch.from_numpy((np.concatenate(numbers) >> np.uint64(1)).astype(np.int64)).to(device)
+
+
 def scoring_pass(
     policy: PreTrainedModel,
     reference: PreTrainedModel | None,
@@ -129,22 +152,27 @@ def scoring_pass(
     config: UpdateConfig,
     temperature: float,
 ) -> Experience:
-    """Run the policy, and the reference if there is one, over every rollout and modulate the token advantages."""
+    """Run the policy, and the reference if there is one, over every rollout; modulate and mark the tokens."""
     statistics = all_statistics(policy, batch, config, temperature)
     lengths = torch.tensor([len(rollout.token_ids) for rollout in batch.rollouts], dtype=torch.int64)
     advantages = batch.advantages.repeat_interleave(lengths).to(policy.device)
-    modulated = ModulatedAdvantages(advantages)
-    if loss.modulation is not None:
-        modulated = loss.modulation(statistics, advantages, gather_values)
+    modulated, marks = ModulatedAdvantages(advantages), None
+
+    def keys() -> Tensor:
+        return token_keys(batch, policy.device)
+
+    if loss.modulation is not None and not loss.modulation.recomputed:
+        modulated = loss.modulation(statistics, advantages, gather_values, token_keys=keys)
+    if loss.penalty is not None:
+        marks = loss.penalty.marks(statistics, advantages, gather_values, keys)
     means = {"entropy": statistics.entropy, **modulated.indicators}
     totals = sum_over_ranks({name: float(value.sum()) for name, value in means.items()})
     num_tokens = int(batch.group_tokens.sum())
     reference_logprobs = None
     if reference is not None:
         reference_logprobs = all_statistics(reference, batch, config, temperature).logprobs
-    return Experience(
-        batch, statistics, modulated, reference_logprobs, {name: total / num_tokens for name, total in totals.items()}
-    )
+    metrics = {name: total / num_tokens for name, total in totals.items()}
+    return Experience(batch, statistics, modulated, reference_logprobs, metrics, marks)
 
 
 def split_prompts(num_prompts: int, num_mini_batches: int) -> list[range]:
@@ -157,8 +185,9 @@ def split_prompts(num_prompts: int, num_mini_batches: int) -> list[range]:
 def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
     """Take the optimizer steps of one iteration.
 
-    A mini-batch in which no advantage differs from 0 makes no step, unless the loss has an entropy or KL term: not even
-    weight decay moves the policy then. The learning rate schedule advances all the same.
+    A mini-batch in which no advantage differs from 0 makes no step, unless a part of the loss does not vanish with it
+    (an entropy or KL term, KL-Cov): not even weight decay moves the policy then. The learning rate schedule advances
+    all the same.
     """
     config = module.update_config
     optimizer, scheduler = module.optimizers(), module.lr_schedulers()
@@ -167,9 +196,9 @@ def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
     gradient_norms: list[float] = []
     steps: list[Mapping[str, float]] = []
     for _ in range(config.num_epochs):
-        for prompts in split_prompts(len(experience.batch.group_sizes), config.num_mini_batches):
-            chosen = torch.zeros(len(experience.batch.group_sizes), dtype=torch.bool)
-            chosen[prompts.start : prompts.stop] = True
+        group_prompts = experience.batch.group_prompts
+        for prompts in split_prompts(int(group_prompts.max()) + 1, config.num_mini_batches):
+            chosen = (group_prompts >= prompts.start) & (group_prompts < prompts.stop)
             teaches = bool((experience.batch.group_teaches & chosen).any())
             if teaches or not module.loss.vanishes_without_advantage:
                 optimizer.zero_grad()
@@ -189,7 +218,7 @@ def accumulate_gradient(module: PolicyModule, experience: Experience, chosen: Te
     Args:
         module: Holds the policy and the loss.
         experience: This rank's share of the batch.
-        chosen: Which of the batch's prompts take part, `[num_prompts]`, bool.
+        chosen: Which of the batch's groups take part, `[num_groups]`, bool.
 
     Returns:
         The metrics of the loss, global.
@@ -199,17 +228,20 @@ def accumulate_gradient(module: PolicyModule, experience: Experience, chosen: Te
     device = policy.device
     lengths = torch.tensor([len(rollout.token_ids) for rollout in batch.rollouts], dtype=torch.int64)
     num_tokens = int(batch.group_tokens[chosen].sum())
+    sampled = chosen & (batch.group_sizes > 0)
     weights = token_weights(
         batch.group_sizes[batch.group_indices],
+        batch.group_shares[batch.group_indices],
         lengths,
         aggregation=loss.aggregation,
         length_normalisation=loss.length_normalisation,
-        num_prompts=int((batch.group_sizes[chosen] > 0).sum()),
+        num_prompts=len(batch.group_prompts[sampled].unique()),
         num_rollouts=int(batch.group_sizes[chosen].sum()),
         num_tokens=num_tokens,
         max_response_length=module.sampling.max_response_length,
     )
     token_weight = weights.repeat_interleave(lengths).to(device)
+    sequence_indices = torch.arange(len(lengths)).repeat_interleave(lengths).to(device)
     takes_part = chosen[batch.group_indices]
     if loss.vanishes_without_advantage:
         takes_part &= batch.advantages != 0
@@ -235,6 +267,8 @@ def accumulate_gradient(module: PolicyModule, experience: Experience, chosen: Te
                 reference_logprobs=None
                 if experience.reference_logprobs is None
                 else experience.reference_logprobs[tokens],
+                sequence_indices=sequence_indices[tokens],
+                marks=None if experience.marks is None else experience.marks[tokens],
             )
             value, metrics = loss(statistics, inputs, num_tokens)
             # DDP and FSDP average gradients over ranks; the loss is a sum over them.

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dynamo_lightning.allocation.estimators import BetaPosterior
 from dynamo_lightning.allocation.rules import UniformRule
 from dynamo_lightning.data.prompts import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
@@ -113,3 +114,53 @@ def test_evaluation_gives_every_prompt_once_in_order(tiny_policy, prompt_file):
     assert len(loader) == len(batches) == 3
     assert [p.question for batch in batches for p in batch.prompts][:5] == ["0+0=", "0+1=", "0+2=", "0+3=", "1+0="]
     assert all(set(batch.group_sizes) == {3} for batch in batches)
+
+
+def test_a_pilot_comes_first_and_the_rest_follows_what_it_showed(tiny_policy, prompt_file):
+    data = make_data(tiny_policy, prompt_file, prompts_per_batch=12, rollouts_per_prompt=10, pilot=4)
+    batch = next(iter(data.train_dataloader()))
+    parts = data.parts(batch)
+    pilot = next(parts)
+    assert set(pilot.group_sizes) == {4}
+    data.observe(pilot, outcomes_of(pilot, {p.answer: 2 if p.answer == "2" else 0 for p in pilot.prompts}))
+    commit = next(parts)
+    assert next(parts, None) is None
+    assert pilot.rollout_budget + commit.rollout_budget == 10 * 12
+    assert commit.first_sample_index == 4
+    sizes = {p.answer: n for p, n in zip(commit.prompts, commit.group_sizes, strict=True)}
+    assert sizes["2"] == max(sizes.values()) > min(sizes.values()) >= 2
+    # The mixing weights are fixed before the pilot: all prompts were unseen then, so all weigh the same.
+    assert len(set(pilot.shares)) == 1
+    assert [a + b for a, b in zip(pilot.shares, commit.shares, strict=True)] == pytest.approx([1.0] * 12)
+
+
+def test_token_cost_gives_short_responses_more_rollouts(tiny_policy, prompt_file):
+    data = make_data(tiny_policy, prompt_file, prompts_per_batch=12, cost="tokens", max_rollouts=64)
+    batch = next(iter(data.train_dataloader()))
+    assert set(batch.group_sizes) == {8}  # no length is known yet
+    outcomes = [
+        Outcome(p.prompt_id, index, Score(float(index % 2), {}), 4 if p.answer == "2" else 40, False)
+        for p in batch.prompts
+        for index in range(8)
+    ]
+    data.observe(batch, outcomes)
+    later = next(iter(data.train_dataloader()))
+    sizes = {p.answer: n for p, n in zip(later.prompts, later.group_sizes, strict=True)}
+    assert sizes["2"] == max(sizes.values()) > 8
+    assert sum(n * (4 if answer == "2" else 40) for answer, n in sizes.items()) <= 8 * sum(
+        4 if p.answer == "2" else 40 for p in batch.prompts
+    )
+
+
+def test_skipping_prompts_needs_the_users_consent(tiny_policy, prompt_file):
+    with pytest.raises(ValueError, match=r"data\.accept_skip_bias"):
+        RolloutDataModule(rollouts_per_prompt=8, min_rollouts=0)
+    data = make_data(
+        tiny_policy, prompt_file, prompts_per_batch=12, rollouts_per_prompt=3, min_rollouts=0, accept_skip_bias=True,
+        estimator=BetaPosterior(half_life=1000),
+    )  # fmt: skip
+    for _ in range(30):
+        (batch,) = run_epoch(data, lambda p, n: n // 2 if p.answer == "2" else 0)
+    assert min(batch.group_sizes) == 0
+    assert 1 not in batch.group_sizes
+    assert batch.rollout_budget == 3 * 12

@@ -53,7 +53,7 @@ REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
 def gradient(module, make_prompt, make_batch, rewards=REWARDS, chosen=None, order=None):
     batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, rewards)
     rollouts = [rollouts[i] for i in order] if order else rollouts
-    rollout_batch = module.with_advantages(batch, outcomes, rollouts, rollouts[0])
+    rollout_batch = module.with_advantages([batch], outcomes, rollouts, rollouts[0])
     experience = scoring_pass(module.policy, None, rollout_batch, module.loss, module.update_config, 1.0)
     module.policy.zero_grad()
     chosen = torch.ones(len(rewards), dtype=torch.bool) if chosen is None else chosen
@@ -138,8 +138,8 @@ def test_outcomes_are_joined_on_prompt_and_sample_and_not_on_position(tiny_polic
     """Guard: shuffling the outcomes changes neither advantages nor statistics."""
     module = make_module(tiny_policy)
     batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, REWARDS)
-    straight = module.with_advantages(batch, outcomes, rollouts, rollouts[0])
-    shuffled = module.with_advantages(batch, outcomes[::-1], rollouts, rollouts[0])
+    straight = module.with_advantages([batch], outcomes, rollouts, rollouts[0])
+    shuffled = module.with_advantages([batch], outcomes[::-1], rollouts, rollouts[0])
     assert torch.equal(straight.advantages, shuffled.advantages)
     assert torch.equal(straight.group_indices, shuffled.group_indices)
     expected = [1.0, -0.5, -0.5, 0.0, 0.0, -0.75, 0.5, 0.5, -0.75, 0.5, 0.0, 0.0]
@@ -155,8 +155,30 @@ def test_outcomes_are_joined_on_prompt_and_sample_and_not_on_position(tiny_polic
 def test_a_dropped_rollout_leaves_group_statistics_and_denominators(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy)
     batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, [[1.0, 0.0, 0.0], [1.0, 0.0]])
-    kept = module.with_advantages(batch, outcomes[1:], rollouts, rollouts[0])
+    kept = module.with_advantages([batch], outcomes[1:], rollouts, rollouts[0])
     assert [rollout.key for rollout in kept.rollouts] == [(0, 1), (0, 2), (1, 0), (1, 1)]
     assert kept.group_sizes.tolist() == [2, 2]
     assert kept.group_teaches.tolist() == [False, True]
     assert int(kept.group_tokens.sum()) == sum(len(rollout.token_ids) for rollout in rollouts[1:])
+
+
+def test_pilot_and_commit_have_baselines_and_shares_of_their_own(tiny_policy, make_prompt, make_batch):
+    module = make_module(tiny_policy, PolicyLoss(modulation=None))
+    whole, outcomes, rollouts = make_case(module, make_prompt, make_batch, [[1.0, 0.0, 1.0, 1.0, 0.0]])
+    parts = [whole.with_groups([2], [0.25]), whole.with_groups([3], [0.75], first_sample_index=2)]
+    batch = module.with_advantages(parts, outcomes, rollouts, rollouts[0])
+    assert batch.advantages.tolist() == pytest.approx([1.0, -1.0, 0.5, 0.5, -1.0])
+    assert batch.group_prompts.tolist() == [0, 0]
+    assert batch.group_sizes.tolist() == [2, 3]
+    experience = scoring_pass(module.policy, None, batch, module.loss, module.update_config, 1.0)
+    accumulate_gradient(module, experience, torch.tensor([True, True]))
+    ours = torch.cat([p.grad.flatten() for p in module.policy.parameters()])
+    module.policy.zero_grad()
+    for rollout, advantage in zip(rollouts, batch.advantages.tolist(), strict=True):
+        weight = 0.25 / 2 if rollout.sample_index < 2 else 0.75 / 3
+        sequence = torch.tensor([rollout.prompt.token_ids + rollout.token_ids])
+        logits = module.policy(sequence).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
+        logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.token_ids)[:, None])
+        (-weight * advantage * logprobs.sum() / 12).backward()
+    plain = torch.cat([p.grad.flatten() for p in module.policy.parameters()])
+    torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4)

@@ -1,12 +1,14 @@
 """Advantages from the rewards of a group: how much better a rollout did than its prompt's other rollouts.
 
-A group whose rewards are all equal teaches nothing and gets exactly 0, which floating-point subtraction of a mean does
-not always give; the policy update relies on that to skip its rollouts.
+A group whose rewards are all equal teaches nothing relative to itself and gets exactly 0, which floating-point
+subtraction of a mean does not always give; the policy update relies on that to skip its rollouts. An advantage without
+a baseline says so, and its groups are left alone.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +39,9 @@ def has_equal_rewards(rewards: Tensor, group_indices: Tensor, num_groups: int) -
 class Advantage(ABC):
     """How rewards become advantages."""
 
+    equal_rewards_give_zero: ClassVar[bool] = True
+    """Whether a group whose rewards are all equal gets 0: so it is wherever a rollout is compared with its group."""
+
     def __call__(self, rewards: Tensor, group_indices: Tensor) -> Tensor:
         """Advantage of each rollout.
 
@@ -45,12 +50,14 @@ class Advantage(ABC):
             group_indices: Prompt of each rollout, `[num_rollouts]`, int64.
 
         Returns:
-            `[num_rollouts]`, float32; exactly 0 in groups whose rewards are all equal.
+            `[num_rollouts]`, float32; exactly 0 in groups whose rewards are all equal, if `equal_rewards_give_zero`.
         """
         num_groups = int(group_indices.max()) + 1 if len(group_indices) else 0
         # float64, so that the result does not depend on the order of the rollouts.
         exact = self.advantages(rewards.double(), group_indices, num_groups)
-        return exact.masked_fill(has_equal_rewards(rewards, group_indices, num_groups)[group_indices], 0.0).float()
+        if self.equal_rewards_give_zero:
+            exact = exact.masked_fill(has_equal_rewards(rewards, group_indices, num_groups)[group_indices], 0.0)
+        return exact.float()
 
     @abstractmethod
     def advantages(self, rewards: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
@@ -100,3 +107,31 @@ class GRPO(Advantage):
         centred = rewards - group_sums(rewards, group_indices, num_groups)[group_indices] / sizes
         squares = group_sums(centred.square(), group_indices, num_groups)[group_indices]
         return centred / ((squares / (sizes - self.ddof).clamp(min=1)).sqrt() + self.epsilon)
+
+
+class WReinforce(Advantage):
+    """W-REINFORCE: λ for a right response, −1 for a wrong one, whatever the others of its group did (arXiv 2506.01347).
+
+    Mostly suppresses what is wrong and lets the probability go wherever the policy's own beliefs put it. There is no
+    baseline: a group whose rewards are all equal teaches as well, and nothing is skipped.
+
+    Args:
+        positive_weight: λ; 1 is REINFORCE with rewards ±1, 0 learns from wrong responses alone.
+        success_threshold: A reward from here on is right; the same as `data.success_threshold`.
+
+    Raises:
+        ValueError: If λ is negative.
+    """
+
+    equal_rewards_give_zero = False
+
+    def __init__(self, positive_weight: float = 0.1, success_threshold: float = 0.5) -> None:
+        if positive_weight < 0:
+            raise ValueError(f"W-REINFORCE needs positive_weight ≥ 0, got {positive_weight}")
+        self.positive_weight = positive_weight
+        self.success_threshold = success_threshold
+
+    def advantages(self, rewards: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
+        """λ where `r ≥ success_threshold`, else −1."""
+        right = rewards >= self.success_threshold
+        return torch.where(right, self.positive_weight, -1.0).to(rewards.dtype)

@@ -6,6 +6,8 @@
 - the normalisers come from the whole rollout batch on all ranks, so results do not depend on micro-batches or ranks;
 - they are quantiles by default: under the maximum, one outlier token sets the scale and hardly any token is damped;
 - β is computed once per rollout batch, at the policy that sampled it, and kept for all its updates.
+
+The last three are options (`paper_code.yaml` sets them as the paper's code has them); the first is a mistake of it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 NormaliserKind = Literal["quantile", "max"]
+NormaliserScope = Literal["batch", "micro_batch"]
 
 
 def entropy_change(statistics: TokenStatistics, advantages: Tensor) -> Tensor:
@@ -32,7 +35,7 @@ def entropy_change(statistics: TokenStatistics, advantages: Tensor) -> Tensor:
 
     Args:
         statistics: Of the policy that sampled the tokens, `[num_tokens]` each.
-        advantages: Raw advantage of each token's rollout, `[num_tokens]`.
+        advantages: Raw advantage of each token's rollout, or ξ at a policy that has moved on, `[num_tokens]`.
 
     Returns:
         `[num_tokens]`.
@@ -112,18 +115,42 @@ class ModulatedAdvantages:
 
 
 class Modulation(ABC):
-    """How token advantages are changed before the surrogate sees them."""
+    """How token advantages are changed before the surrogate sees them.
+
+    Called once for each batch of rollouts, in the scoring pass, unless `recomputed`.
+    """
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether it is called on each micro-batch of an update instead: the result then depends on their layout."""
+        return False
+
+    @property
+    def vanishes_without_advantage(self) -> bool:
+        """Whether updates may leave out rollouts of advantage 0, as nothing depends on their tokens any more."""
+        return not self.recomputed
 
     @abstractmethod
     def __call__(
-        self, statistics: TokenStatistics, advantages: Tensor, gather: Callable[[Tensor], Tensor]
+        self,
+        statistics: TokenStatistics,
+        advantages: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        *,
+        token_keys: Callable[[], Tensor] | None = None,
+        update_sizes: Tensor | None = None,
     ) -> ModulatedAdvantages:
-        """Modulate the advantages of this rank's tokens.
+        """Modulate the advantages of this rank's tokens. Those of a token whose advantage is 0 must stay 0.
 
         Args:
-            statistics: Of the policy that sampled the tokens, detached, `[num_tokens]` each.
+            statistics: Of the policy that sampled the tokens, detached, `[num_tokens]` each; of the current policy and
+                the micro-batch's tokens if `recomputed`.
             advantages: Raw advantage of each token's rollout, `[num_tokens]`.
             gather: Gives the values of all ranks for the values of this one; called equally often on every rank.
+            token_keys: Gives a random number for each token, `[num_tokens]`, int64, not negative: the same however
+                the batch is cut and spread, new in every iteration. `None` if `recomputed`.
+            update_sizes: ξ, the derivative of each token's objective by log π, `[num_tokens]`: `I_clip r A`. `None` in
+                the scoring pass, where it is the advantage.
         """
 
 
@@ -137,6 +164,9 @@ class DynamoModulation(Modulation):
         tau: Entropy change, as a share of the largest one, at which half of the damping sets in.
         normaliser: What the largest and smallest values of the batch are: `quantile` or `max`.
         quantile: The share q of tokens below the largest value (and above the smallest) when `normaliser: quantile`.
+        scope: Over which tokens they are taken: the whole `batch`, at the policy that sampled it, or each
+            `micro_batch` of an update anew, at the current policy, as in the paper's code; what is learnt then depends
+            on micro-batches and ranks, and nothing is skipped.
     """
 
     def __init__(
@@ -147,6 +177,7 @@ class DynamoModulation(Modulation):
         tau: float = 0.9,
         normaliser: NormaliserKind = "quantile",
         quantile: float = 0.99,
+        scope: NormaliserScope = "batch",
     ) -> None:
         if compensation_alpha < 0 or not 0 <= stabilisation_alpha <= 1:
             raise ValueError(
@@ -160,12 +191,24 @@ class DynamoModulation(Modulation):
         self.gamma = gamma
         self.tau = tau
         self.upper_share = quantile if normaliser == "quantile" else 1.0
+        self.scope = scope
+
+    @property
+    def recomputed(self) -> bool:
+        """With `scope: micro_batch`."""
+        return self.scope == "micro_batch"
 
     def __call__(
-        self, statistics: TokenStatistics, advantages: Tensor, gather: Callable[[Tensor], Tensor]
+        self,
+        statistics: TokenStatistics,
+        advantages: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        *,
+        token_keys: Callable[[], Tensor] | None = None,
+        update_sizes: Tensor | None = None,
     ) -> ModulatedAdvantages:
-        """See the base class; the normalisers are taken over the response tokens of the whole batch."""
-        change = entropy_change(statistics, advantages)
+        """See the base class; the normalisers are taken over all response tokens that `gather` reaches."""
+        change = entropy_change(statistics, advantages if update_sizes is None else update_sizes)
         all_entropies = gather(statistics.entropy)
         compensation = compensation_factor(
             statistics.entropy,

@@ -1,6 +1,7 @@
 """The policy loss put together from its replaceable parts.
 
-`L = −Σ w · objective(r, A_final) + c_kl Σ w · k3 − c_H · mean H`, with `w` the global token weights of `weights.py`.
+`L = −Σ w · objective(r, A_final) + Σ w · penalty + c_kl Σ w · k3 − c_H · mean H`, with `w` the global token weights of
+`weights.py`. A new loss is a subclass of one of the parts, in a file of its own: docs/new_loss.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dynamo_lightning.losses.advantages import RLOO, Advantage
 from dynamo_lightning.losses.modulation import DynamoModulation, Modulation
+from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, Surrogate
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import Aggregation, LengthNormalisation
@@ -35,11 +37,15 @@ class LossInputs:
     old_logprobs: Tensor
     """log π_old(a) from the scoring pass, nats."""
     advantages: Tensor
-    """Final token advantages, modulated."""
+    """Final token advantages, modulated; raw ones if the modulation is recomputed."""
     weights: Tensor
     """Weight of each token, see `token_weights`."""
     reference_logprobs: Tensor | None
     """log π_ref(a), nats; only with a KL term."""
+    sequence_indices: Tensor | None = None
+    """Which rollout a token belongs to, int64, any numbers from 0; a micro-batch holds whole rollouts."""
+    marks: Tensor | None = None
+    """What the penalty's `marks` returned in the scoring pass; only with a penalty that has some."""
 
 
 @dataclass
@@ -52,6 +58,8 @@ class PolicyLoss:
     """How token advantages are modulated; `null` leaves them as they are."""
     surrogate: Surrogate = lazy_instance(ClippedSurrogate)
     """How far the update may move the policy."""
+    penalty: Penalty | None = None
+    """A further term of each token that holds the policy back."""
     aggregation: Aggregation = "prompt_mean"
     """`prompt_mean`: every prompt weighs the same, whatever its group size; `sequence_mean`: every rollout;
     `token_mean`: every token."""
@@ -71,7 +79,9 @@ class PolicyLoss:
     @property
     def vanishes_without_advantage(self) -> bool:
         """Whether a rollout of advantage 0 adds nothing to the gradient, so that the update may skip it."""
-        return self.entropy_coefficient == 0 and self.kl_coefficient == 0
+        parts = [part for part in (self.modulation, self.penalty) if part is not None]
+        no_terms = self.entropy_coefficient == 0 and self.kl_coefficient == 0
+        return no_terms and all(part.vanishes_without_advantage for part in parts)
 
     def __call__(
         self, statistics: TokenStatistics, inputs: LossInputs, num_tokens: int
@@ -88,10 +98,22 @@ class PolicyLoss:
             The share, a scalar; shares of all micro-batches and ranks add up to the loss. And this micro-batch's share
             of each metric; they add up in the same way.
         """
-        importance_ratio = (statistics.logprobs - inputs.old_logprobs).exp()
-        objective, indicators = self.surrogate(importance_ratio, inputs.advantages)
+        log_ratio = statistics.logprobs - inputs.old_logprobs
+        advantages, indicators = inputs.advantages, {}
+        if self.modulation is not None and self.modulation.recomputed:
+            sizes = self.update_sizes(log_ratio.detach(), inputs)
+            modulated = self.modulation(statistics.detach(), advantages, lambda values: values, update_sizes=sizes)
+            advantages, indicators = modulated.advantages, dict(modulated.indicators)
+        importance_ratio = self.surrogate.importance_ratio(log_ratio, inputs.sequence_indices)
+        objective, more_indicators = self.surrogate(importance_ratio, advantages)
+        indicators.update(more_indicators)
         loss = -(inputs.weights * objective).sum()
-        values = {"policy_loss": loss, **{name: value.sum() / num_tokens for name, value in indicators.items()}}
+        values = {"policy_loss": loss}
+        if self.penalty is not None:
+            penalty, more_indicators = self.penalty(log_ratio, inputs.marks)
+            indicators.update(more_indicators)
+            loss = loss + (inputs.weights * penalty).sum()
+        values.update({name: value.sum() / num_tokens for name, value in indicators.items()})
         if self.entropy_coefficient != 0:
             loss = loss - self.entropy_coefficient * statistics.entropy.sum() / num_tokens
         if inputs.reference_logprobs is not None:
@@ -100,3 +122,21 @@ class PolicyLoss:
             values["kl"] = divergence.sum() / num_tokens
         values["loss"] = loss
         return loss, {name: torch.as_tensor(value).detach() for name, value in values.items()}
+
+    def update_sizes(self, log_ratio: Tensor, inputs: LossInputs) -> Tensor:
+        """ξ, how strongly the surrogate moves each token: the derivative of its objective by log π.
+
+        `I_clip r A` for PPO's clip, whatever the surrogate: the raw advantage at ratio 1, 0 where it clips.
+
+        Args:
+            log_ratio: Without gradient, `[num_tokens]`.
+            inputs: With raw advantages.
+
+        Returns:
+            `[num_tokens]`, without gradient.
+        """
+        with torch.enable_grad():
+            log_ratio = log_ratio.clone().requires_grad_()
+            ratio = self.surrogate.importance_ratio(log_ratio, inputs.sequence_indices)
+            objective, _ = self.surrogate(ratio, inputs.advantages)
+            return torch.autograd.grad(objective.sum(), log_ratio)[0]

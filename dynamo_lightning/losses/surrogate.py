@@ -10,20 +10,42 @@ from torch import Tensor
 
 
 class Surrogate(ABC):
-    """Objective of each token as a function of its importance ratio and advantage."""
+    """Objective of each token as a function of its importance ratio and advantage; 0 where the advantage is 0."""
+
+    def importance_ratio(self, log_ratio: Tensor, sequence_indices: Tensor | None) -> Tensor:
+        """The ratio that the objective is a function of: by default the token's own, `r = π(a) / π_old(a)`.
+
+        Args:
+            log_ratio: `log π(a) − log π_old(a)`, `[num_tokens]`, with gradient.
+            sequence_indices: Which rollout a token belongs to, `[num_tokens]`, int64, any numbers from 0. A
+                micro-batch holds whole rollouts.
+
+        Returns:
+            `[num_tokens]`, with gradient.
+        """
+        return log_ratio.exp()
 
     @abstractmethod
     def __call__(self, importance_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Objective of each token, to be maximised.
 
         Args:
-            importance_ratio: `r = π(a) / π_old(a)`, `[num_tokens]`, with gradient.
+            importance_ratio: What the method above returned, `[num_tokens]`, with gradient.
             advantages: Final token advantages, `[num_tokens]`.
 
         Returns:
             Objective, `[num_tokens]`, and by metric name the indicator (or value) of each token, `[num_tokens]`,
             whose mean over all tokens of the batch is logged.
         """
+
+
+def clip_indicators(low: Tensor, high: Tensor) -> dict[str, Tensor]:
+    """The metrics of tokens clipped below and above, from `[num_tokens]` booleans; named as in TRL."""
+    return {
+        "clip_ratio/low_mean": low.float(),
+        "clip_ratio/high_mean": high.float(),
+        "clip_ratio/region_mean": (low | high).float(),
+    }
 
 
 class ClippedSurrogate(Surrogate):
@@ -56,9 +78,12 @@ class ClippedSurrogate(Surrogate):
             objective = torch.where(advantages < 0, bounded, objective)
         low = (importance_ratio < 1.0 - self.clip_low) & (advantages < 0)
         high = (importance_ratio > 1.0 + self.clip_high) & (advantages > 0)
-        indicators = {
-            "clip_ratio/low_mean": low.float(),
-            "clip_ratio/high_mean": high.float(),
-            "clip_ratio/region_mean": (low | high).float(),
-        }
-        return objective, indicators
+        return objective, clip_indicators(low, high)
+
+
+class UnclippedSurrogate(Surrogate):
+    """Plain importance sampling: `r A`. What holds the policy back has to be elsewhere, as the penalty of KL-Cov is."""
+
+    def __call__(self, importance_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """See the base class."""
+        return importance_ratio * advantages, {}

@@ -16,6 +16,7 @@ LengthNormalisation = Literal["max_response_length", "response_length"]
 
 def token_weights(
     group_sizes: Tensor,
+    group_shares: Tensor,
     response_lengths: Tensor,
     *,
     aggregation: Aggregation,
@@ -29,7 +30,7 @@ def token_weights(
 
     | aggregation | weight of a rollout |
     |---|---|
-    | `prompt_mean` | `1 / (N n_i)`: unequal groups do not change the objective |
+    | `prompt_mean` | `s_i / (N n_i)`: unequal groups do not change the objective |
     | `sequence_mean` | `1 / Σ n_i`: prompt i weighs n_i |
     | `token_mean` | no weight of its own: every token weighs `1 / num_tokens` |
 
@@ -37,7 +38,9 @@ def token_weights(
     towards short right and long wrong responses) or as `1 / response_length` (their mean).
 
     Args:
-        group_sizes: Number of rollouts in the group of each rollout, `[num_rollouts on this rank]`.
+        group_sizes: Number of rollouts in the group of each rollout, n, `[num_rollouts on this rank]`.
+        group_shares: Share of the prompt's weight that the rollout's group has, s, `[num_rollouts on this rank]`; 1 but
+            where a pilot and a commit group share a prompt.
         response_lengths: Tokens of each rollout, `[num_rollouts on this rank]`.
         aggregation: See the table.
         length_normalisation: How a rollout's weight is spread; without effect under `token_mean`.
@@ -51,6 +54,6 @@ def token_weights(
     """
     if aggregation == "token_mean":
         return (response_lengths * 0.0 + 1.0 / num_tokens).float()
-    rollout_weights = 1.0 / (num_prompts * group_sizes.double()) if aggregation == "prompt_mean" else 1.0 / num_rollouts
+    rollout_weights = group_shares / (num_prompts * group_sizes) if aggregation == "prompt_mean" else 1.0 / num_rollouts
     spread = max_response_length if length_normalisation == "max_response_length" else response_lengths.double()
     return (response_lengths * 0.0 + rollout_weights / spread).float()

@@ -23,7 +23,7 @@ def make_requests(batch: PromptBatch, stage: str, seed: int) -> list[RolloutRequ
     return [
         RolloutRequest(prompt, index, derive_seed(seed, stage, iteration, prompt.prompt_id, index))
         for prompt, group_size in zip(batch.prompts, batch.group_sizes, strict=True)
-        for index in range(group_size)
+        for index in range(batch.first_sample_index, batch.first_sample_index + group_size)
     ]
 
 

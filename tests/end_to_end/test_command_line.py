@@ -185,3 +185,20 @@ def test_starting_up_imports_no_engine_and_no_data_library():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data.pilot=2"],
+        ["--data.cost=tokens"],
+        ["--data.min_rollouts=0", "--data.accept_skip_bias=true"],
+        ["--data.rule=SignalRule"],
+        ["--data.estimator=ArcsineKalman"],
+        ["--data.rule=ProportionalRule", "--data.estimator=PaperBernoulli"],
+    ],
+)
+def test_every_way_to_allocate_trains(config, summary, arguments):
+    cli = run("fit", "--config", config, *arguments)
+    assert summary()["status"] == "finished"
+    assert cli.trainer.global_step > 0

@@ -42,6 +42,7 @@ def test_impossible_bounds_are_refused(settings):
 def weights(aggregation, length_normalisation="response_length"):
     return token_weights(
         torch.tensor([2, 2, 1]),
+        torch.ones(3),
         torch.tensor([4, 6, 10]),
         aggregation=aggregation,
         length_normalisation=length_normalisation,
@@ -157,13 +158,22 @@ def test_prompt_weights_make_the_gradient_independent_of_group_sizes_in_expectat
     assert expected.item() == pytest.approx(float(p * (1 - p)), rel=1e-6)
 
 
+def test_groups_of_one_prompt_share_its_weight():
+    weight = token_weights(
+        torch.tensor([2, 2, 4, 4, 4, 4]), torch.tensor([0.25, 0.25, 0.75, 0.75, 0.75, 0.75]), torch.full((6,), 5),
+        aggregation="prompt_mean", length_normalisation="response_length", num_prompts=1, num_rollouts=6, num_tokens=30,
+        max_response_length=5,
+    )  # fmt: skip
+    assert (weight * 5).tolist() == pytest.approx([0.125] * 2 + [0.1875] * 4)
+
+
 def test_token_mean_makes_it_depend_on_group_sizes():
     """Guard: without 1/n a prompt with more rollouts weighs more."""
     sizes, lengths = torch.tensor([2, 2, 6, 6, 6, 6, 6, 6]), torch.full((8,), 5)
     shares = {}
     for aggregation in ("prompt_mean", "token_mean"):
         weight = token_weights(
-            sizes, lengths, aggregation=aggregation, length_normalisation="response_length",
+            sizes, torch.ones(8), lengths, aggregation=aggregation, length_normalisation="response_length",
             num_prompts=2, num_rollouts=8, num_tokens=40, max_response_length=5,
         )  # fmt: skip
         shares[aggregation] = float((weight * lengths)[:2].sum())

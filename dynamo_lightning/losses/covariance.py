@@ -1,0 +1,147 @@
+"""Clip-Cov and KL-Cov: hold back the few tokens that drive the entropy down (arXiv 2505.22617).
+
+To first order a policy-gradient step changes the entropy by minus the covariance of log π and the change of the
+logits, which is proportional to the advantage. A few tokens make up most of that covariance. One departure from the
+authors' code: the tokens are chosen once, over the whole rollout batch on all ranks and at the policy that sampled it,
+not in each micro-batch anew. Which tokens are chosen therefore depends neither on micro-batches nor on ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
+from dynamo_lightning.losses.penalty import Penalty
+from dynamo_lightning.losses.token_statistics import TokenStatistics
+
+
+def token_covariance(logprobs: Tensor, advantages: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Each token's part of the covariance: `(A − mean A)(log π − mean log π)`, the means over all tokens of the batch.
+
+    Args:
+        logprobs: `[num_tokens]`, nats.
+        advantages: `[num_tokens]`.
+        gather: Gives the values of all ranks for the values of this one.
+
+    Returns:
+        `[num_tokens]`, float64: sums then do not depend on the order of the tokens.
+    """
+    mean_logprob, mean_advantage = gather(logprobs).double().mean(), gather(advantages).double().mean()
+    return (advantages - mean_advantage) * (logprobs - mean_logprob)
+
+
+def choose_tokens(candidates: Tensor, number: int, keys: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Choose tokens at random out of the candidates of all ranks: those with the smallest keys.
+
+    Args:
+        candidates: `[num_tokens]`, bool.
+        number: How many to choose on all ranks together; all candidates if there are no more.
+        keys: Random number of each token, `[num_tokens]`, int64.
+        gather: Gives the values of all ranks for the values of this one.
+
+    Returns:
+        `[num_tokens]`, bool.
+    """
+    all_keys = gather(keys[candidates])
+    if number <= 0:
+        return torch.zeros_like(candidates)
+    if len(all_keys) <= number:
+        return candidates
+    return candidates & (keys <= all_keys.kthvalue(number).values)
+
+
+class ClipCov(Modulation):
+    """Clip-Cov: some tokens of high covariance get no gradient, `A = 0`; the others keep theirs (arXiv 2505.22617).
+
+    The chosen are `share · num_tokens` (at least one) tokens of the batch, at random among those with a covariance
+    between the two bounds.
+
+    Args:
+        clipped_share: Share of all tokens of the batch that is chosen.
+        covariance_low: Least covariance of a token that may be chosen.
+        covariance_high: Largest one; beyond it the few outliers are left alone.
+
+    Raises:
+        ValueError: If the share is not in (0, 1] or the bounds are in the wrong order.
+    """
+
+    def __init__(self, clipped_share: float = 2e-4, covariance_low: float = 1.0, covariance_high: float = 5.0) -> None:
+        if not 0 < clipped_share <= 1 or covariance_low >= covariance_high:
+            raise ValueError(
+                f"Clip-Cov needs clipped_share in (0, 1] and covariance_low < covariance_high, got {clipped_share}, "
+                f"{covariance_low} and {covariance_high}"
+            )
+        self.clipped_share = clipped_share
+        self.covariance_low = covariance_low
+        self.covariance_high = covariance_high
+
+    def __call__(
+        self,
+        statistics: TokenStatistics,
+        advantages: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        *,
+        token_keys: Callable[[], Tensor] | None = None,
+        update_sizes: Tensor | None = None,
+    ) -> ModulatedAdvantages:
+        """See the base class."""
+        assert token_keys is not None
+        covariance = token_covariance(statistics.logprobs, advantages, gather)
+        in_band = (covariance > self.covariance_low) & (covariance < self.covariance_high)
+        number = max(1, int(self.clipped_share * len(gather(covariance))))
+        clipped = choose_tokens(in_band, number, token_keys(), gather)
+        return ModulatedAdvantages(
+            advantages.masked_fill(clipped, 0.0),
+            indicators={"mod/frac_clip_cov": clipped.float(), "mod/frac_in_band": in_band.float()},
+        )
+
+
+class KLCov(Penalty):
+    """KL-Cov: the tokens of highest covariance pay for every move, `c · |log r|` (arXiv 2505.22617).
+
+    They are the `share · num_tokens` (at least one) tokens of the batch with the largest covariance. The penalty stays
+    where the advantage is 0, so no rollout is skipped. At the sampling policy `|log r|` is 0 and has no slope: it works
+    from the second update of a rollout batch on (`model.updates.num_mini_batches` or `num_epochs` above 1).
+
+    Args:
+        penalised_share: Share of all tokens of the batch.
+        coefficient: c.
+
+    Raises:
+        ValueError: If the share is not in (0, 1] or c is negative.
+    """
+
+    def __init__(self, penalised_share: float = 2e-3, coefficient: float = 1.0) -> None:
+        if not 0 < penalised_share <= 1 or coefficient < 0:
+            raise ValueError(
+                f"KL-Cov needs penalised_share in (0, 1] and coefficient ≥ 0, got {penalised_share} and {coefficient}"
+            )
+        self.penalised_share = penalised_share
+        self.coefficient = coefficient
+
+    def marks(
+        self,
+        statistics: TokenStatistics,
+        advantages: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        token_keys: Callable[[], Tensor],
+    ) -> Tensor:
+        """1 for the tokens that pay, 0 for the others."""
+        covariance = token_covariance(statistics.logprobs, advantages, gather)
+        everything = gather(covariance)
+        number = max(1, int(self.penalised_share * len(everything)))
+        smallest = everything.kthvalue(len(everything) - number + 1).values
+        above = covariance > smallest
+        # Equal covariances are common, all are 0 when no advantage differs: chance decides, not the order of tokens.
+        open_places = number - int((everything > smallest).sum())
+        chosen = above | choose_tokens(covariance == smallest, open_places, token_keys(), gather)
+        return chosen.float()
+
+    def __call__(self, log_ratio: Tensor, marks: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """See the base class."""
+        assert marks is not None
+        penalty = self.coefficient * log_ratio.abs() * marks
+        return penalty, {"kl_cov": penalty}

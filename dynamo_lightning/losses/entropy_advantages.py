@@ -1,0 +1,46 @@
+"""Entropy advantages: what the policy hesitated over counts for more, or as less of a mistake (arXiv 2506.14758)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
+from dynamo_lightning.losses.token_statistics import TokenStatistics
+
+
+class EntropyAdvantages(Modulation):
+    """Adds the entropy to the advantage, bounded so that its sign stays: `A + min(α H, |A| / κ)` (arXiv 2506.14758).
+
+    H is detached: the entropy decides how much is learnt, it is not itself made larger.
+
+    Args:
+        alpha: α, per nat; the authors take 0.4 with GRPO and 0.1 with PPO.
+        kappa: κ > 1; the bonus is at most the advantage's κ-th part.
+
+    Raises:
+        ValueError: If α is negative or κ not above 1.
+    """
+
+    def __init__(self, alpha: float = 0.4, kappa: float = 2.0) -> None:
+        if alpha < 0 or kappa <= 1:
+            raise ValueError(f"entropy advantages need alpha ≥ 0 and kappa > 1, got {alpha} and {kappa}")
+        self.alpha = alpha
+        self.kappa = kappa
+
+    def __call__(
+        self,
+        statistics: TokenStatistics,
+        advantages: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        *,
+        token_keys: Callable[[], Tensor] | None = None,
+        update_sizes: Tensor | None = None,
+    ) -> ModulatedAdvantages:
+        """See the base class."""
+        bonus = torch.minimum(self.alpha * statistics.entropy, advantages.abs() / self.kappa)
+        return ModulatedAdvantages(
+            advantages + bonus, factors={"entropy_bonus": bonus}, indicators={"mod/entropy_bonus_mean": bonus}
+        )

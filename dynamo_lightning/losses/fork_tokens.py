@@ -1,0 +1,43 @@
+"""Fork tokens: learn only where the policy hesitates (arXiv 2506.01939)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation, nearest_rank_quantile
+from dynamo_lightning.losses.token_statistics import TokenStatistics
+
+
+class ForkTokens(Modulation):
+    """Only the tokens with the highest entropies keep their advantage: `A · 1[H ≥ τ_ρ]` (arXiv 2506.01939, eq. 6).
+
+    `τ_ρ` is the largest threshold that a share ρ of the batch's response tokens reaches, on all ranks; tokens of equal
+    entropy at the threshold all count. The others stay in the denominators.
+
+    Args:
+        fork_share: ρ; the share of tokens that is learnt from.
+
+    Raises:
+        ValueError: If ρ is not in (0, 1].
+    """
+
+    def __init__(self, fork_share: float = 0.2) -> None:
+        if not 0 < fork_share <= 1:
+            raise ValueError(f"fork tokens need fork_share in (0, 1], got {fork_share}")
+        self.fork_share = fork_share
+
+    def __call__(
+        self,
+        statistics: TokenStatistics,
+        advantages: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        *,
+        token_keys: Callable[[], Tensor] | None = None,
+        update_sizes: Tensor | None = None,
+    ) -> ModulatedAdvantages:
+        """See the base class."""
+        threshold = -nearest_rank_quantile(-gather(statistics.entropy), self.fork_share)
+        is_fork = statistics.entropy >= threshold
+        return ModulatedAdvantages(advantages * is_fork, indicators={"mod/frac_fork_tokens": is_fork.float()})
