@@ -88,7 +88,9 @@ class RunReport(Callback):
         self.validations.append((iteration, metrics))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes and prints the report."""
+        """Writes and prints the report, after the progress bar's last word."""
+        if trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.teardown(trainer, pl_module, "fit")
         self._report(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from argparse import ArgumentError, ArgumentParser
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,11 @@ from dynamo_lightning.report import compare
 from dynamo_lightning.warm_start import Demonstrations, warm_start
 
 LOGGERS = ("lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger")
+HARMLESS_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's use of torch
+    r".*your dataloader is not resumable",  # the data module keeps the stream's place
+    r"Experiment logs directory .* exists and is not empty",  # two loggers share the run's folder
+)
 SUBCOMMANDS = {
     **LightningCLI.subcommands(),
     "warm_start": {"model", "datamodule"},
@@ -219,6 +225,8 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
     """
     given = sys.argv[1:] if args is None else args
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    for harmless in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=harmless)
     try:
         if isinstance(given, list) and given[:1] == ["report"]:
             parser = ArgumentParser(prog="python -m dynamo_lightning report", description="Put runs side by side.")

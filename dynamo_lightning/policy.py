@@ -85,7 +85,7 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
         policy = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
-    return policy
+    return policy.train()
 
 
 def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -118,7 +118,12 @@ def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> 
 
 
 def response_statistics(
-    policy: PreTrainedModel, micro_batch: MicroBatch, *, temperature: float, chunk_size: int
+    policy: PreTrainedModel,
+    micro_batch: MicroBatch,
+    *,
+    temperature: float,
+    chunk_size: int,
+    entropy_gradient: bool = False,
 ) -> TokenStatistics:
     """Statistics of the policy's distribution at every response token of a micro-batch, `[num_tokens]` each."""
     head = policy.get_output_embeddings()
@@ -133,5 +138,6 @@ def response_statistics(
         head_bias=head.bias,
         temperature=temperature,
         softcap=getattr(policy.config, "final_logit_softcapping", None),
+        entropy_gradient=entropy_gradient,
         chunk_size=chunk_size,
     )

@@ -145,7 +145,7 @@ def draw_curves(
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _with_interval(metrics: Mapping[str, float | None], name: str) -> str:
@@ -176,7 +176,7 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[str] = (), console
         table = Table("validation", "before", "after", "change", title=title, title_justify="left")
         for name in names:
             first, last = before.get(name), after.get(name)
-            change = "–" if first is None or last is None else f"{last - first:+.4g}"
+            change = "–" if first is None or last is None else f"{last - first:+.3f}"
             row = (name.removeprefix("val/"), _with_interval(before, name), _with_interval(after, name), change)
             table.add_row(*map(escape, row))
         console.print(table)

@@ -161,7 +161,7 @@ def scoring_pass(
     def keys() -> Tensor:
         return token_keys(batch, policy.device)
 
-    if loss.modulation is not None and not loss.modulation.recomputed:
+    if loss.modulation is not None and not loss.modulation.is_recomputed():
         modulated = loss.modulation(statistics, advantages, gather_values, token_keys=keys)
     if loss.penalty is not None:
         marks = loss.penalty.marks(statistics, advantages, gather_values, keys)
@@ -255,6 +255,7 @@ def accumulate_gradient(module: PolicyModule, experience: Experience, chosen: Te
                 micro_batch,
                 temperature=module.sampling.temperature,
                 chunk_size=module.update_config.logits_chunk_size,
+                entropy_gradient=loss.entropy_coefficient != 0,
             )
             if not counts:
                 module.manual_backward(0.0 * statistics.logprobs.sum())

@@ -31,9 +31,9 @@ def test_table_tells_before_and_after_with_their_intervals():
     row = next(line for line in text.splitlines() if "toy/pass@1" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "toy/pass@1",
-        "0.25 [0.2, 0.3]",
-        "0.75 [0.7, 0.8]",
-        "+0.5",
+        "0.250 [0.200, 0.300]",
+        "0.750 [0.700, 0.800]",
+        "+0.500",
     ]
     assert "generate 60.0 (60%), update 40.0 (40%)" in text
     assert "validated at" not in text
@@ -84,8 +84,8 @@ def test_runs_are_compared_side_by_side(tmp_path):
     text = printed(report.compare, [str(tmp_path / "dynamo"), str(tmp_path / "grpo")], width=250)
     rows = {line.split("│")[1].strip().split("/")[-1]: line for line in text.splitlines() if line.startswith("│")}
     cells = {name: [cell.strip() for cell in row.split("│")[2:-1]] for name, row in rows.items()}
-    assert cells["dynamo"] == ["40", "0.25 → 0.75 [0.7, 0.8]", "100.0", "0.8"]
-    assert cells["grpo"] == ["40", "– → 0.75 [0.7, 0.8]", "100.0", "–"]
+    assert cells["dynamo"] == ["40", "0.250 → 0.750 [0.700, 0.800]", "100.0", "0.800"]
+    assert cells["grpo"] == ["40", "– → 0.750 [0.700, 0.800]", "100.0", "–"]
 
 
 def test_folder_without_a_summary_is_refused_with_its_path(tmp_path):

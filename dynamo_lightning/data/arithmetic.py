@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import random
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,6 +105,24 @@ def noisy_demonstrations(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
         if generator.random() < DEMONSTRATION_NOISE[problem.kind]:
             answer = generator.choice(answers[problem.kind])
         yield problem.prompt, f"\\boxed{{{answer}}}"
+
+
+def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[float]:
+    r"""Probability that a response sampled at temperature 1 is `\boxed{answer}`, read off the policy, `[num_problems]`."""
+    import torch
+
+    from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+
+    policy, tokenizer = load_policy(model_name, PolicyConfig()).eval(), load_tokenizer(model_name)
+    rates = []
+    for problem in problems:
+        prompt = tokenizer(problem.prompt).input_ids
+        response = [*tokenizer(f"\\boxed{{{problem.answer}}}").input_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = policy(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])
+        rates.append(float(logprobs.sum().exp()))
+    return rates
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:

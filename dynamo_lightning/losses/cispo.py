@@ -11,7 +11,7 @@ from dynamo_lightning.losses.surrogate import Surrogate, clip_indicators
 
 
 class CISPO(Surrogate):
-    """REINFORCE with clipped importance weights: the gradient `sg[clip(r, r_min, r_max)] · A ∇log π` (arXiv 2506.13585).
+    """REINFORCE with clipped importance weights: gradient `sg[clip(r, r_min, r_max)] · A ∇log π` (arXiv 2506.13585).
 
     PPO's clip drops a token for good once its ratio is out of bounds, which hits the rare tokens that matter most; here
     every token goes on contributing. Meant for `aggregation: token_mean`. The objective's value is `clip(r) A`.
@@ -37,5 +37,6 @@ class CISPO(Surrogate):
         weight = values.clamp(self.min_ratio, self.max_ratio)
         # r / sg[r] is 1 with the gradient of log π. The floor keeps a ratio that underflowed from giving 0 / 0.
         logprob_gradient = importance_ratio / values.clamp(min=torch.finfo(values.dtype).tiny)
-        low, high = values < self.min_ratio, values > self.max_ratio
-        return weight * advantages * logprob_gradient, clip_indicators(low & (advantages != 0), high & (advantages != 0))
+        counts = advantages != 0
+        indicators = clip_indicators((values < self.min_ratio) & counts, (values > self.max_ratio) & counts)
+        return weight * advantages * logprob_gradient, indicators

@@ -11,7 +11,7 @@ from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 
 class ForkTokens(Modulation):
-    """Only the tokens with the highest entropies keep their advantage: `A · 1[H ≥ τ_ρ]` (arXiv 2506.01939, eq. 6).
+    """Only the tokens with the highest entropies keep their advantage: `A · 1[H ≥ τ_ρ]` (arXiv 2506.01939).
 
     `τ_ρ` is the largest threshold that a share ρ of the batch's response tokens reaches, on all ranks; tokens of equal
     entropy at the threshold all count. The others stay in the denominators.

@@ -11,7 +11,7 @@ from dynamo_lightning.losses.surrogate import ClippedSurrogate
 class GSPO(ClippedSurrogate):
     """Clips with the length-normalised ratio of the sequence, `s_i = exp(mean_t log r_it)` (arXiv 2507.18071).
 
-    `min(s_i A, clip(s_i, 1 − ε_low, 1 + ε_high) A)`. In the token-level form of the paper's eq. 14, `s_it = sg[s_i] ·
+    `min(s_i A, clip(s_i, 1 − ε_low, 1 + ε_high) A)`. In the paper's token-level form, `s_it = sg[s_i] ·
     r_it / sg[r_it]`, each token has its own gradient, the same as the sequence's when all its advantages are equal, and
     advantages may differ between tokens. Meant for `aggregation: sequence_mean` (or `prompt_mean`) with
     `length_normalisation: response_length`. The ratio of a mean hardly leaves 1, hence the narrow bounds.

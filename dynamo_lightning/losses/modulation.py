@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -117,18 +117,19 @@ class ModulatedAdvantages:
 class Modulation(ABC):
     """How token advantages are changed before the surrogate sees them.
 
-    Called once for each batch of rollouts, in the scoring pass, unless `recomputed`.
+    Called once for each batch of rollouts, in the scoring pass, unless `is_recomputed`.
     """
 
-    @property
-    def recomputed(self) -> bool:
-        """Whether it is called on each micro-batch of an update instead: the result then depends on their layout."""
-        return False
+    vanishes_without_advantage: ClassVar[bool] = True
+    """Whether a token whose advantage is 0 keeps it, so that updates may skip its rollout."""
 
-    @property
-    def vanishes_without_advantage(self) -> bool:
-        """Whether updates may leave out rollouts of advantage 0, as nothing depends on their tokens any more."""
-        return not self.recomputed
+    # A method and no property: a default made by jsonargparse's `lazy_instance` is set up when a method is called.
+    def is_recomputed(self) -> bool:
+        """Whether it is called on each micro-batch of an update instead.
+
+        The result then depends on how micro-batches are cut, and no rollout is skipped: all have a say in it.
+        """
+        return False
 
     @abstractmethod
     def __call__(
@@ -140,15 +141,15 @@ class Modulation(ABC):
         token_keys: Callable[[], Tensor] | None = None,
         update_sizes: Tensor | None = None,
     ) -> ModulatedAdvantages:
-        """Modulate the advantages of this rank's tokens. Those of a token whose advantage is 0 must stay 0.
+        """Modulate the advantages of this rank's tokens.
 
         Args:
             statistics: Of the policy that sampled the tokens, detached, `[num_tokens]` each; of the current policy and
-                the micro-batch's tokens if `recomputed`.
+                the micro-batch's tokens if `is_recomputed`.
             advantages: Raw advantage of each token's rollout, `[num_tokens]`.
             gather: Gives the values of all ranks for the values of this one; called equally often on every rank.
             token_keys: Gives a random number for each token, `[num_tokens]`, int64, not negative: the same however
-                the batch is cut and spread, new in every iteration. `None` if `recomputed`.
+                the batch is cut and spread, new in every iteration. `None` if `is_recomputed`.
             update_sizes: ξ, the derivative of each token's objective by log π, `[num_tokens]`: `I_clip r A`. `None` in
                 the scoring pass, where it is the advantage.
         """
@@ -193,8 +194,7 @@ class DynamoModulation(Modulation):
         self.upper_share = quantile if normaliser == "quantile" else 1.0
         self.scope = scope
 
-    @property
-    def recomputed(self) -> bool:
+    def is_recomputed(self) -> bool:
         """With `scope: micro_batch`."""
         return self.scope == "micro_batch"
 

@@ -12,7 +12,7 @@ from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 
 class Penalty(ABC):
-    """A term of each token that is added to the loss with the token's weight: `L = −Σ w · objective + Σ w · penalty`."""
+    """A term of each token, added to the loss with the token's weight: `L = −Σ w · objective + Σ w · penalty`."""
 
     vanishes_without_advantage: ClassVar[bool] = False
     """Whether the penalty is 0 for every token of a rollout whose advantage is 0, so that updates may skip it."""

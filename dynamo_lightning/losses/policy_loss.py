@@ -79,9 +79,10 @@ class PolicyLoss:
     @property
     def vanishes_without_advantage(self) -> bool:
         """Whether a rollout of advantage 0 adds nothing to the gradient, so that the update may skip it."""
-        parts = [part for part in (self.modulation, self.penalty) if part is not None]
+        parts = [part for part in (self.modulation, self.surrogate, self.penalty) if part is not None]
+        every_rollout_counts = self.modulation is not None and self.modulation.is_recomputed()
         no_terms = self.entropy_coefficient == 0 and self.kl_coefficient == 0
-        return no_terms and all(part.vanishes_without_advantage for part in parts)
+        return no_terms and not every_rollout_counts and all(part.vanishes_without_advantage for part in parts)
 
     def __call__(
         self, statistics: TokenStatistics, inputs: LossInputs, num_tokens: int
@@ -100,7 +101,7 @@ class PolicyLoss:
         """
         log_ratio = statistics.logprobs - inputs.old_logprobs
         advantages, indicators = inputs.advantages, {}
-        if self.modulation is not None and self.modulation.recomputed:
+        if self.modulation is not None and self.modulation.is_recomputed():
             sizes = self.update_sizes(log_ratio.detach(), inputs)
             modulated = self.modulation(statistics.detach(), advantages, lambda values: values, update_sizes=sizes)
             advantages, indicators = modulated.advantages, dict(modulated.indicators)

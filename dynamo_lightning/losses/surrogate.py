@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 
 class Surrogate(ABC):
-    """Objective of each token as a function of its importance ratio and advantage; 0 where the advantage is 0."""
+    """Objective of each token as a function of its importance ratio and advantage."""
+
+    vanishes_without_advantage: ClassVar[bool] = True
+    """Whether the objective is 0 wherever the advantage is, so that updates may skip such rollouts."""
 
     def importance_ratio(self, log_ratio: Tensor, sequence_indices: Tensor | None) -> Tensor:
         """The ratio that the objective is a function of: by default the token's own, `r = π(a) / π_old(a)`.

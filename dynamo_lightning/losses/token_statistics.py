@@ -30,7 +30,9 @@ class TokenStatistics:
         return TokenStatistics(self.logprobs.detach(), self.entropy.detach(), self.squared_prob_lambda.detach())
 
 
-def statistics_from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def statistics_from_logits(
+    logits: Tensor, targets: Tensor, entropy_gradient: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """The three statistics from whole logits.
 
     `Σπ²Λ = Σ π² log π + H Σ π²`, an expectation over the vocabulary (arXiv 2602.19208 puts a mean over the sampled
@@ -39,6 +41,7 @@ def statistics_from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     Args:
         logits: `[num_tokens, vocab_size]`, already divided by the temperature.
         targets: Sampled tokens, `[num_tokens]`.
+        entropy_gradient: Whether entropies and Σπ²Λ carry gradients as well; log-probabilities always do.
 
     Returns:
         log-probabilities, entropies and Σπ²Λ, each `[num_tokens]`, in float32 (float64 for float64 logits).
@@ -46,12 +49,14 @@ def statistics_from_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Ten
     if logits.dtype != torch.float64:
         logits = logits.float()
     all_logprobs = functional.log_softmax(logits, dim=-1)
+    logprobs = all_logprobs.gather(-1, targets[:, None]).squeeze(-1)
+    if not entropy_gradient:
+        all_logprobs = all_logprobs.detach()
     probs = all_logprobs.exp()
     # A token that a mask has made impossible has log π = −∞ and π = 0; its share π log π is 0, not NaN.
     weighted = torch.where(probs > 0, probs * all_logprobs, 0.0)
     entropy = -weighted.sum(-1)
     squared_prob_lambda = (probs * weighted).sum(-1) + entropy * probs.square().sum(-1)
-    logprobs = all_logprobs.gather(-1, targets[:, None]).squeeze(-1)
     return logprobs, entropy, squared_prob_lambda
 
 
@@ -63,6 +68,7 @@ def token_statistics(
     head_bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    entropy_gradient: bool = True,
     chunk_size: int = 1024,
 ) -> TokenStatistics:
     """The three statistics from hidden states, in chunks of tokens.
@@ -74,6 +80,8 @@ def token_statistics(
         head_bias: `[vocab_size]`, if the head has one.
         temperature: Divides the logits, as it did when the tokens were sampled.
         softcap: `c` of models that pass logits through `c · tanh(logits / c)`.
+        entropy_gradient: Whether entropies and Σπ²Λ carry gradients as well; where they only enter detached factors,
+            their graph would be memory and time for nothing.
         chunk_size: Tokens whose logits are held at the same time.
 
     Returns:
@@ -84,7 +92,7 @@ def token_statistics(
         logits = functional.linear(hidden, head_weight, head_bias)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        return statistics_from_logits(logits / temperature, target)
+        return statistics_from_logits(logits / temperature, target, entropy_gradient)
 
     chunks = []
     for hidden, target in zip(hidden_states.split(chunk_size), targets.split(chunk_size), strict=True):

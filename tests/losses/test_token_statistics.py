@@ -59,3 +59,17 @@ def test_impossible_tokens_give_no_nan():
 def test_statistics_of_bfloat16_hidden_states_are_float32():
     hidden, weight, _, targets = make_inputs(torch.bfloat16)
     assert token_statistics(hidden, weight, targets).entropy.dtype == torch.float32
+
+
+def test_entropy_has_no_graph_where_only_its_value_is_used():
+    """Guard: an entropy that only enters detached factors costs no graph."""
+    hidden, weight, _, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+    with_graph = token_statistics(hidden, weight, targets)
+    without = token_statistics(hidden, weight, targets, entropy_gradient=False)
+    assert without.logprobs.requires_grad and not without.entropy.requires_grad
+    assert not without.squared_prob_lambda.requires_grad
+    torch.testing.assert_close(without.entropy, with_graph.entropy.detach())
+    without.logprobs.sum().backward()
+    ours, hidden.grad = hidden.grad, None
+    with_graph.logprobs.sum().backward()
+    torch.testing.assert_close(ours, hidden.grad)

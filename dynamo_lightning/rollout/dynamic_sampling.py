@@ -1,0 +1,124 @@
+"""Dynamic sampling: go on with further prompts until enough groups teach something (DAPO, arXiv 2503.14476).
+
+A group whose responses are all right or all wrong has no gradient; DAPO samples other prompts in its place, so that
+every update learns from equally many groups. Unlike its code, which stops the run when it has tried often enough, an
+iteration goes on here with the groups that it has found. What was sampled in vain is not hidden: the statistics of
+prompts see every outcome, and throughput counts every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dynamo_lightning.types import Outcome, PromptBatch
+
+
+@dataclass
+class DynamicSamplingConfig:
+    """How long to look for groups that teach something."""
+
+    max_rounds: int = 10
+    """Times that prompts are sampled in one iteration at most, the first time included."""
+    component: str | None = None
+    """Name of the reward that must differ within a group, such as `math`; `null` is the total, which shaping makes
+    differ between responses that are all right."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.max_rounds < 1:
+            raise ValueError(f"model.dynamic_sampling.max_rounds must be at least 1, got {self.max_rounds}")
+
+
+class DynamicSampling:
+    """Which groups of one iteration are kept, and whether to go on; the same on every rank.
+
+    Args:
+        num_prompts: Groups to find: the prompts of the iteration's own batch.
+        config: When to stop.
+    """
+
+    def __init__(self, num_prompts: int, config: DynamicSamplingConfig) -> None:
+        self.num_prompts = num_prompts
+        self.config = config
+        self.num_rounds = 0
+        """Rounds so far."""
+        self.num_sampled = 0
+        """Prompts sampled so far."""
+        self.num_tokens = 0
+        """Prompt and response tokens so far, those of dropped groups included."""
+        self._first_round: tuple[int, ...] = ()
+        self._found: list[int] = []
+
+    def add(self, batch: PromptBatch, outcomes: Sequence[Outcome]) -> None:
+        """Add a round.
+
+        Args:
+            batch: Its prompts: none that a round before had.
+            outcomes: All their outcomes, of all ranks, in any order.
+        """
+        values: dict[int, set[float]] = {prompt.prompt_id: set() for prompt in batch.prompts}
+        lengths = {prompt.prompt_id: len(prompt.token_ids) for prompt in batch.prompts}
+        for outcome in outcomes:
+            values[outcome.prompt_id].add(self._value(outcome))
+            self.num_tokens += lengths[outcome.prompt_id] + outcome.response_length
+        if self.num_rounds == 0:
+            self._first_round = tuple(values)
+        self._found += [prompt_id for prompt_id, different in values.items() if len(different) > 1]
+        self.num_rounds += 1
+        self.num_sampled += len(batch.prompts)
+
+    @property
+    def num_missing(self) -> int:
+        """How many prompts to sample next: as many as groups are missing; 0 when enough or too much was done."""
+        if self.num_rounds >= self.config.max_rounds:
+            return 0
+        return max(0, self.num_prompts - len(self._found))
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Prompt ids of the groups to learn from, in the order they were sampled.
+
+        If no group teaches anything, those of the first round: an iteration that changes nothing, but is logged.
+        """
+        return tuple(self._found[: self.num_prompts]) or self._first_round
+
+    def metrics(self) -> dict[str, float]:
+        """Rounds, and the share of sampled prompts that is learnt from."""
+        return {
+            "dynamic_sampling/rounds": float(self.num_rounds),
+            "dynamic_sampling/frac_kept": len(self.kept) / self.num_sampled,
+        }
+
+    def _value(self, outcome: Outcome) -> float:
+        """What must differ; a failed reward has no components, only its total."""
+        if self.config.component is None or not outcome.score.components:
+            return outcome.score.reward
+        if self.config.component not in outcome.score.components:
+            raise ValueError(
+                f"model.dynamic_sampling.component={self.config.component!r} is no reward of this run: "
+                f"{sorted(outcome.score.components)}"
+            )
+        return outcome.score.components[self.config.component]
+
+
+def select_prompts(batches: Sequence[PromptBatch], prompt_ids: Sequence[int]) -> PromptBatch:
+    """One batch of the chosen prompts out of several batches of one iteration.
+
+    Args:
+        batches: At least one; of equal `first_sample_index`.
+        prompt_ids: Those to take, in this order; each in one of the batches.
+    """
+    assert len({(batch.iteration, batch.first_sample_index) for batch in batches}) == 1
+    place = {prompt.prompt_id: (batch, row) for batch in batches for row, prompt in enumerate(batch.prompts)}
+    chosen = [place[prompt_id] for prompt_id in prompt_ids]
+    return PromptBatch(
+        batches[0].iteration,
+        tuple(batch.prompts[row] for batch, row in chosen),
+        tuple(batch.group_sizes[row] for batch, row in chosen),
+        tuple(batch.success_rates[row] for batch, row in chosen),
+        tuple(batch.bernoulli_variances[row] for batch, row in chosen),
+        tuple(batch.unseen[row] for batch, row in chosen),
+        tuple(batch.shares[row] for batch, row in chosen),
+        batches[0].first_sample_index,
+    )
