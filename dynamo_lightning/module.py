@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -238,7 +239,11 @@ class PolicyModule(L.LightningModule):
         ]
         position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
         outcomes = sorted(gather_objects(own), key=lambda o: (position[o.prompt_id], o.sample_index))
-        check_failure_share([outcome.score for outcome in outcomes], self.scorer.config.max_failure_share)
+        scores = [outcome.score for outcome in outcomes]
+        failed = [score for score in scores if score.failure is not None]
+        if failed:
+            rank_zero_warn(f"{len(failed)} of {len(scores)} rewards failed, the first by {failed[0].message}")
+        check_failure_share(scores, self.scorer.config.max_failure_share)
         return tuple(outcomes)
 
     def without_dropped(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:

@@ -17,7 +17,7 @@ def test_every_sequence_is_packed_once_and_no_row_overflows(lengths):
 
 
 def test_a_sequence_longer_than_a_row_is_an_error_with_both_numbers():
-    with pytest.raises(ValueError, match=r"has 51 tokens, but model\.update\.max_tokens_per_micro_batch is 50"):
+    with pytest.raises(ValueError, match=r"has 51 tokens, but model\.updates\.max_tokens_per_micro_batch is 50"):
         pack([3, 51], max_tokens=50)
 
 

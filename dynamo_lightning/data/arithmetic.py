@@ -20,6 +20,7 @@ import random
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 PHRASINGS = {
@@ -108,21 +109,28 @@ def noisy_demonstrations(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
 
 
 def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[float]:
-    r"""Probability that a response sampled at temperature 1 is `\boxed{answer}`, read off the policy, `[num_problems]`."""
+    r"""Probability that a response is `\boxed{answer}`, read off the policy at temperature 1, `[num_problems]`."""
     import torch
 
-    from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+    from dynamo_lightning.packing import make_micro_batch, pack, response_offsets
+    from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer, response_statistics
+    from dynamo_lightning.types import Prompt, Rollout
 
     policy, tokenizer = load_policy(model_name, PolicyConfig()).eval(), load_tokenizer(model_name)
-    rates = []
-    for problem in problems:
-        prompt = tokenizer(problem.prompt).input_ids
-        response = [*tokenizer(f"\\boxed{{{problem.answer}}}").input_ids, tokenizer.eos_token_id]
+    rollouts = []
+    for index, problem in enumerate(problems):
+        prompt_ids, response_ids = tokenizer([problem.prompt, f"\\boxed{{{problem.answer}}}"]).input_ids
+        prompt = Prompt(index, problem.prompt, problem.prompt, tuple(prompt_ids), problem.answer)
+        response = (*response_ids, tokenizer.eos_token_id)
+        rollouts.append(Rollout(prompt, 0, response, (), "", truncated=False))
+    offsets = response_offsets(rollouts)
+    logprobs = torch.zeros(offsets[-1])
+    for row in pack([len(rollout.prompt.token_ids) + len(rollout.token_ids) for rollout in rollouts], max_tokens=1024):
+        micro_batch = make_micro_batch(rollouts, row, policy.device)
         with torch.no_grad():
-            logits = policy(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-        logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])
-        rates.append(float(logprobs.sum().exp()))
-    return rates
+            statistics = response_statistics(policy, micro_batch, temperature=1.0, chunk_size=1024)
+        logprobs[micro_batch.token_indices] = statistics.logprobs
+    return [float(part.sum().exp()) for part in logprobs.split([b - a for a, b in pairwise(offsets)])]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
