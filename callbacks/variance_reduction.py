@@ -1,19 +1,24 @@
 """Shows what the allocation of rollouts buys: the gradient estimator's variance relative to equal groups.
 
 With leave-one-out advantages prompt i adds about a_i/(n_i − 1) to the variance, a_i = p_i(1 − p_i) the variance of its
-reward and n_i its group size. Ratios below 1 are a gain; uniform allocation gives 1.
+reward and n_i its group size. Three ratios follow from that; the fourth measures the variance on the rollouts' own
+gradients instead. Ratios below 1 are a gain; uniform allocation gives 1.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dynamo_lightning.allocation.allocate import best_variance_ratio, sample_bernoulli_variance, variance_ratio
-from dynamo_lightning.types import IterationRecord
+from dynamo_lightning.distributed import derive_seed, gather_objects, run_seed
+from dynamo_lightning.gradient_variance import group_variances, head_scores
+from dynamo_lightning.types import IterationRecord, Rollout
 
 
 def variance_ratios(record: IterationRecord, success_threshold: float = 0.5) -> dict[str, float]:
@@ -52,22 +57,165 @@ def variance_ratios(record: IterationRecord, success_threshold: float = 0.5) -> 
     return {name: float(ratio) for name, ratio in ratios.items()}
 
 
-class VarianceReductionMonitor(Callback):
-    """Logs `alloc/{predicted,best,realised}_variance_ratio`, see `variance_ratios`; the first in the progress bar too.
+def measured_variances(
+    record: IterationRecord, scores: Mapping[tuple[int, int], np.ndarray], prompt_ids: list[int]
+) -> tuple[float, float]:
+    """The variance that these prompts add to the batch's gradient: with their groups, and with equal ones.
 
-    An iteration in which a ratio is undefined (all groups all right or all wrong) does not log it.
+    Args:
+        record: The iteration.
+        scores: Score of each of the prompts' rollouts by `(prompt_id, sample_index)`, `[num_projections]` each.
+        prompt_ids: Prompts to add up, with two outcomes or more each.
+
+    Returns:
+        `Σ Var ĝ_i(n_i)` and `Σ Var ĝ_i(n̄)`, n̄ the mean size of all of the batch's groups of at least two, up to the
+        same factor; both unbiased but for groups of two or three, see `group_variances`.
+    """
+    groups: dict[int, list[Any]] = defaultdict(list)
+    for outcome in record.outcomes:
+        groups[outcome.prompt_id].append(outcome)
+    mean_size = float(np.mean([len(group) for group in groups.values() if len(group) >= 2]))
+    variances = [
+        group_variances(
+            [outcome.score.reward for outcome in groups[prompt_id]],
+            [scores[outcome.key] for outcome in groups[prompt_id]],
+            [len(groups[prompt_id]), mean_size],
+        )
+        for prompt_id in prompt_ids
+    ]
+    own, equal = np.sum(variances, axis=0)
+    return float(own), float(equal)
+
+
+class VarianceReductionMonitor(Callback):
+    """Logs `alloc/{predicted,best,realised,measured}_variance_ratio`; the first in the progress bar too.
+
+    The first three are free, see `variance_ratios`. The measured one is off by default, for it runs the policy: every
+    `measure_every` iterations, a random sample of the batch's prompts is taken; the gradient of each of their rollouts
+    with respect to the vocabulary head is projected on random directions (one forward pass over these rollouts, no
+    backward pass), and the exact variance of the leave-one-out gradient is estimated from them for the group's size
+    and for the batch's mean size (`dynamo_lightning.gradient_variance`). Such estimates are noisy: the ratio is that of
+    their sums over the last `num_pooled` measurements, logged in every iteration from the first one on. The cost is
+    logged as `alloc/measure_seconds`, 0 in iterations without a measurement, so that its mean is the cost per
+    iteration; it is bounded, for at most `num_measured_prompts` groups go through the policy.
+
+    What it leaves out: layers below the head; advantages other than leave-one-out and token-level modulation, which
+    have another variance; and that the policy has just moved by one iteration's update when the callback is called.
+
+    An iteration in which a ratio is undefined (all groups all right or all wrong) does not log it. All ranks take part
+    in a measurement, with equally many forward passes, and log the same.
 
     Args:
         success_threshold: A rollout with at least this reward is a success; the data module's own threshold.
+        measure_every: RL iterations from one measurement to the next; 0 never measures.
+        num_measured_prompts: Prompts in a measurement, at most.
+        num_projections: Random directions; more make a measurement less noisy.
+        num_pooled: Measurements that a logged ratio is made of, at most.
+
+    Raises:
+        ValueError: If an option is out of range.
     """
 
-    def __init__(self, success_threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        success_threshold: float = 0.5,
+        measure_every: int = 0,
+        num_measured_prompts: int = 16,
+        num_projections: int = 64,
+        num_pooled: int = 10,
+    ) -> None:
+        for option, value, least in (
+            ("measure_every", measure_every, 0),
+            ("num_measured_prompts", num_measured_prompts, 1),
+            ("num_projections", num_projections, 1),
+            ("num_pooled", num_pooled, 1),
+        ):
+            if value < least:
+                raise ValueError(f"VarianceReductionMonitor.{option} must be at least {least}, got {value}")
         self.success_threshold = success_threshold
+        self.measure_every = measure_every
+        self.num_measured_prompts = num_measured_prompts
+        self.num_projections = num_projections
+        self._measurements: deque[tuple[float, float]] = deque(maxlen=num_pooled)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            ValueError: If there is a pilot: its prompts have two groups each, which the formula does not know.
+        """
+        pilot = getattr(trainer.datamodule, "pilot", 0)  # type: ignore[attr-defined]
+        if self.measure_every and pilot:
+            raise ValueError(
+                f"VarianceReductionMonitor.measure_every={self.measure_every} measures one group for each prompt, but "
+                f"data.pilot={pilot} makes two: set one of them to 0"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs the iteration's ratios."""
-        for name, ratio in variance_ratios(outputs["record"], self.success_threshold).items():
+        """Log the iteration's ratios."""
+        record: IterationRecord = outputs["record"]
+        ratios = variance_ratios(record, self.success_threshold)
+        if self.measure_every:
+            start = time.perf_counter()
+            if (record.batch.iteration + 1) % self.measure_every == 0:
+                self.measure(trainer, pl_module, record)
+                ratios["alloc/measure_seconds"] = time.perf_counter() - start
+            else:
+                ratios["alloc/measure_seconds"] = 0.0
+            own, equal = np.sum([*self._measurements, (0.0, 0.0)], axis=0)
+            if equal > 0:
+                ratios["alloc/measured_variance_ratio"] = float(own / equal)
+        for name, ratio in ratios.items():
             shown = name == "alloc/predicted_variance_ratio"
             pl_module.log(name, ratio, on_step=True, on_epoch=False, prog_bar=shown)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, record: IterationRecord) -> None:
+        """Measure this iteration and add it to the pool; called on every rank."""
+        seed = derive_seed(run_seed(), "measure", record.batch.iteration)
+        prompt_ids = self._sample(record, seed)
+        scores = self._scores(trainer, pl_module, record, set(prompt_ids), seed)
+        if prompt_ids:
+            self._measurements.append(measured_variances(record, scores, prompt_ids))
+
+    def _sample(self, record: IterationRecord, seed: int) -> list[int]:
+        """Prompts to measure, the same on every rank: of those with two outcomes or more."""
+        counts: dict[int, int] = defaultdict(int)
+        for outcome in record.outcomes:
+            counts[outcome.prompt_id] += 1
+        ids = sorted(prompt_id for prompt_id, count in counts.items() if count >= 2)
+        chosen = np.random.default_rng(seed).permutation(len(ids))[: self.num_measured_prompts]
+        return [ids[i] for i in chosen]
+
+    def _scores(
+        self, trainer: Trainer, pl_module: Any, record: IterationRecord, prompt_ids: set[int], seed: int
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """Projected score of every rollout of these prompts, on every rank: a prompt's rollouts are spread over all."""
+        own = [rollout for rollout in record.rollouts if rollout.prompt.prompt_id in prompt_ids]
+        prompt = record.batch.prompts[0]
+        spare = Rollout(prompt, 0, prompt.token_ids[-1:], (0.0,), "", False)  # never counts
+        policy, was_training = pl_module.policy, pl_module.policy.training
+        policy.eval()
+        with trainer.precision_plugin.forward_context():
+            projected = head_scores(
+                policy,
+                own,
+                spare,
+                pl_module.update_config,
+                temperature=pl_module.sampling.temperature,
+                num_projections=self.num_projections,
+                seed=seed,
+            )
+        policy.train(was_training)
+        pairs = zip([rollout.key for rollout in own], projected.double().cpu().numpy(), strict=True)
+        return dict(gather_objects(list(pairs)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pooled measurements."""
+        return {"measurements": [list(pair) for pair in self._measurements]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the pooled measurements of a checkpoint."""
+        self._measurements.clear()
+        self._measurements.extend((own, equal) for own, equal in state_dict["measurements"])

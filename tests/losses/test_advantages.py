@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dynamo_lightning.losses.advantages import GRPO, RLOO, DrGRPO
+from dynamo_lightning.losses.advantages import GRPO, RLOO, DrGRPO, WReinforce
 
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.5])
 GROUPS = torch.tensor([0, 0, 0, 2, 2, 2])  # group 1 is empty
@@ -47,3 +47,27 @@ def test_order_of_rollouts_does_not_matter(advantage):
 
 def test_no_rollouts_give_no_advantages():
     assert RLOO()(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0,)
+
+
+def test_w_reinforce_by_hand_also_in_groups_of_equal_rewards():
+    rewards = torch.tensor([1.0, 0.0, 0.5, 1.0, 1.0, 0.0])
+    groups = torch.tensor([0, 0, 0, 1, 1, 2])
+    torch.testing.assert_close(WReinforce()(rewards, groups), torch.tensor([0.1, -1.0, 0.1, 0.1, 0.1, -1.0]))
+    torch.testing.assert_close(
+        WReinforce(positive_weight=1.0, success_threshold=0.6)(rewards, groups),
+        torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0]),
+    )
+
+
+def test_w_reinforce_without_positive_weight_learns_from_wrong_responses_alone():
+    assert WReinforce(positive_weight=0.0)(torch.tensor([1.0, 0.0]), torch.tensor([0, 0])).tolist() == [0.0, -1.0]
+
+
+def test_only_an_advantage_without_baseline_keeps_groups_of_equal_rewards():
+    assert not WReinforce.equal_rewards_give_zero
+    assert all(advantage.equal_rewards_give_zero for advantage in (RLOO, DrGRPO, GRPO))
+
+
+def test_a_negative_positive_weight_is_refused():
+    with pytest.raises(ValueError, match=r"got -0\.1"):
+        WReinforce(positive_weight=-0.1)

@@ -1,0 +1,137 @@
+"""Every baseline on a real (tiny) policy: its gradient does not depend on how the batch is cut into micro-batches."""
+
+import pytest
+import torch
+
+from dynamo_lightning.losses.advantages import GRPO, RLOO, DrGRPO, WReinforce
+from dynamo_lightning.losses.cispo import CISPO
+from dynamo_lightning.losses.covariance import ClipCov, KLCov
+from dynamo_lightning.losses.entropy_advantages import EntropyAdvantages
+from dynamo_lightning.losses.fork_tokens import ForkTokens
+from dynamo_lightning.losses.gspo import GSPO
+from dynamo_lightning.losses.modulation import DynamoModulation
+from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.losses.steer import Steer
+from dynamo_lightning.losses.surrogate import ClippedSurrogate, UnclippedSurrogate
+from dynamo_lightning.module import PolicyModule
+from dynamo_lightning.types import Outcome, Rollout, Score
+from dynamo_lightning.update import UpdateConfig, accumulate_gradient, scoring_pass, token_keys
+
+REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
+
+
+class FakeStrategy:
+    model = None
+
+
+class FakeTrainer:
+    strategy = FakeStrategy()
+
+
+def make_batch_of_tokens(module, make_prompt, make_batch, order=None):
+    """Rollouts of random tokens with the rewards above, in the given order."""
+
+    def tokens(low, high, *key):
+        generator = torch.Generator().manual_seed(sum((k + 1) * 1000**i for i, k in enumerate(key)))
+        length = int(torch.randint(low, high, (1,), generator=generator))
+        return tuple(torch.randint(3, 60, (length,), generator=generator).tolist())
+
+    prompts = [make_prompt(i, tokens(2, 9, i)) for i in range(len(REWARDS))]
+    batch = make_batch(prompts, [len(group) for group in REWARDS], iteration=3)
+    rollouts, outcomes = [], []
+    for prompt, group in zip(prompts, REWARDS, strict=True):
+        for index, reward in enumerate(group):
+            response = tokens(1, 12, prompt.prompt_id, index)
+            rollouts.append(Rollout(prompt, index, response, (0.0,) * len(response), "", False))
+            outcomes.append(Outcome(prompt.prompt_id, index, Score(reward, {}), len(response), False))
+    rollouts = [rollouts[i] for i in order] if order else rollouts
+    return module.with_advantages([batch], outcomes, rollouts, rollouts[0])
+
+
+def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, **updates):
+    """Of the second update: the policy has moved since it sampled, so that ratios are not 1."""
+    module = PolicyModule(tiny_policy, loss=loss, updates=UpdateConfig(**updates))
+    module.configure_model()
+    module.policy.double()
+    module.sampling.max_response_length = 12
+    module._trainer = FakeTrainer()
+    module.manual_backward = lambda loss: loss.backward()
+    batch = make_batch_of_tokens(module, make_prompt, make_batch, order)
+    experience = scoring_pass(module.policy, None, batch, module.loss, module.update_config, 1.0)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in module.policy.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    metrics = accumulate_gradient(module, experience, torch.ones(len(REWARDS), dtype=torch.bool))
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.policy.parameters()]
+    return torch.cat([g.flatten() for g in gradients]), {**metrics, **experience.metrics}
+
+
+def make_loss(**parts):
+    return PolicyLoss(**{"advantage": GRPO(), "modulation": None, **parts})
+
+
+BASELINES = {
+    "clip_higher": make_loss(surrogate=ClippedSurrogate(0.2, 0.28)),
+    "dual_clip": make_loss(surrogate=ClippedSurrogate(dual_clip=3.0)),
+    "entropy_loss": make_loss(entropy_coefficient=0.01),
+    "fork_tokens": make_loss(modulation=ForkTokens()),
+    "entropy_advantages": make_loss(modulation=EntropyAdvantages()),
+    # Token log-probabilities of a random policy hardly differ: without wide bounds there would be no candidates.
+    "clip_cov": make_loss(modulation=ClipCov(clipped_share=0.1, covariance_low=0.01), aggregation="token_mean"),
+    "kl_cov": make_loss(penalty=KLCov(penalised_share=0.2), surrogate=UnclippedSurrogate(), aggregation="token_mean"),
+    "w_reinforce": make_loss(advantage=WReinforce()),
+    "steer": make_loss(modulation=Steer()),
+    "gspo": make_loss(surrogate=GSPO(0.02, 0.02), aggregation="sequence_mean", length_normalisation="response_length"),
+    "cispo": make_loss(surrogate=CISPO(max_ratio=1.05), aggregation="token_mean"),
+    "dr_grpo": make_loss(advantage=DrGRPO(), aggregation="sequence_mean"),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_gradient_does_not_depend_on_micro_batches_and_order(tiny_policy, make_prompt, make_batch, name):
+    fixtures = (tiny_policy, make_prompt, make_batch, BASELINES[name])
+    whole, metrics = gradient(*fixtures)
+    cut, cut_metrics = gradient(
+        *fixtures, order=[5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6], max_tokens_per_micro_batch=24, logits_chunk_size=3
+    )
+    assert whole.abs().max() > 0
+    # Statistics are kept in float32, so layouts agree to its rounding even for a float64 policy.
+    torch.testing.assert_close(cut, whole, atol=1e-6, rtol=1e-4)
+    assert cut_metrics == pytest.approx(metrics, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES.keys() - {"clip_higher", "dual_clip"}))
+def test_each_baseline_differs_from_grpo(tiny_policy, make_prompt, make_batch, name):
+    fixtures = (tiny_policy, make_prompt, make_batch)
+    loss = BASELINES[name]
+    grpo = make_loss(aggregation=loss.aggregation, length_normalisation=loss.length_normalisation)
+    plain, _ = gradient(*fixtures, grpo)
+    ours, _ = gradient(*fixtures, loss)
+    assert (ours - plain).norm() > 1e-3 * plain.norm()
+
+
+def test_scope_micro_batch_depends_on_the_layout_as_the_papers_code_does(tiny_policy, make_prompt, make_batch):
+    loss = make_loss(modulation=DynamoModulation(normaliser="max", scope="micro_batch"), aggregation="token_mean")
+    whole, metrics = gradient(tiny_policy, make_prompt, make_batch, loss)
+    cut, _ = gradient(tiny_policy, make_prompt, make_batch, loss, max_tokens_per_micro_batch=24)
+    assert (cut - whole).norm() > 1e-3 * whole.norm()
+    assert 1.0 < metrics["mod/beta_comp_mean"] < 1.4
+
+
+def test_token_keys_belong_to_the_token_and_not_to_its_place(tiny_policy, make_prompt, make_batch):
+    module = PolicyModule(tiny_policy, loss=make_loss(advantage=RLOO()))
+    batch = make_batch_of_tokens(module, make_prompt, make_batch)
+    shuffled = make_batch_of_tokens(module, make_prompt, make_batch, [5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6])
+
+    def by_rollout(batch):
+        lengths = [len(rollout.token_ids) for rollout in batch.rollouts]
+        keys = token_keys(batch, torch.device("cpu")).split(lengths)
+        return {rollout.key: part.tolist() for rollout, part in zip(batch.rollouts, keys, strict=True)}
+
+    assert by_rollout(batch) == by_rollout(shuffled)
+    keys = token_keys(batch, torch.device("cpu"))
+    assert keys.dtype == torch.int64 and int(keys.min()) >= 0 and len(keys.unique()) == len(keys)
+    assert token_keys(type(batch)(**{**vars(batch), "rollouts": ()}), torch.device("cpu")).shape == (0,)
+    later = type(batch)(**{**vars(batch), "iteration": batch.iteration + 1})
+    assert not torch.equal(token_keys(later, torch.device("cpu")), keys)
