@@ -61,7 +61,13 @@ from dynamo_lightning.allocation import (
 from dynamo_lightning.data.prompts import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.distributed import derive_seed
-from dynamo_lightning.gradient_variance import head_scores, kernel_moments, leave_one_out_gradient, parameter_scores
+from dynamo_lightning.gradient_variance import (
+    KernelMoments,
+    head_scores,
+    kernel_moments,
+    leave_one_out_gradient,
+    parameter_scores,
+)
 from dynamo_lightning.losses.advantages import GRPO, RLOO
 from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.module import PolicyModule
@@ -246,9 +252,9 @@ class Reference:
         """How often each response came, `[num_distinct]`."""
         return np.bincount(self.index, minlength=len(self.responses))
 
-    def variance(self, scores: np.ndarray | None, size: int) -> float:
-        """Exact variance of the leave-one-out gradient of `size` rollouts."""
-        return 0.0 if scores is None else kernel_moments(self.rewards, scores, self.counts).variance(size)
+    def moments(self, scores: np.ndarray | None) -> KernelMoments:
+        """What the exact variance of the leave-one-out gradient follows from."""
+        return KernelMoments(0, 0, 0) if scores is None else kernel_moments(self.rewards, scores, self.counts)
 
 
 @cache
@@ -301,12 +307,13 @@ def measure(checkpoint: Checkpoint, scale: Scale) -> Measurement:
     rates = np.array([reference.rewards @ reference.counts / scale.num_references for reference in references])
     result = Measurement(checkpoint.history, rates)
     sizes = [allocate(checkpoint, rates, *setting) for setting in SETTINGS]
+    whole = [reference.moments(reference.scores) for reference in references]
+    head = [reference.moments(reference.head_scores) for reference in references]
     for number, arms in enumerate(sizes):
         for arm, groups in arms.items():
-            pairs = list(zip(references, groups.tolist(), strict=True))
-            result.exact[number, arm] = np.array([r.variance(r.scores, size) for r, size in pairs])
+            result.exact[number, arm] = np.array([m.variance(size) for m, size in zip(whole, groups, strict=True)])
             if number == 0:
-                result.head[arm] = np.array([r.variance(r.head_scores, size) for r, size in pairs])
+                result.head[arm] = np.array([m.variance(size) for m, size in zip(head, groups, strict=True)])
     measure_batches(result, references, sizes[0], scale, np.random.default_rng([checkpoint.seed, checkpoint.epoch, 1]))
     return result
 
@@ -334,7 +341,7 @@ def measure_batches(
     """Add what batches of rollouts show: every arm sees the first n_i of the same draws."""
     largest = min(max(int(groups.max()) for groups in sizes.values()), scale.num_references)
     everything = np.tile(np.arange(scale.num_references), (scale.num_batches, 1))
-    draws = [rng.permuted(everything, axis=1)[:, :largest] for _ in references]
+    draws = [rng.permuted(everything, axis=1)[:, :largest].copy() for _ in references]
     gradient = sum(
         leave_one_out_gradient(r.rewards, r.scores, r.counts) for r in references if r.scores is not None
     ) / (len(references) * MAX_RESPONSE_LENGTH)

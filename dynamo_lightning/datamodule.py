@@ -244,6 +244,17 @@ class RolloutDataModule(L.LightningDataModule):
         sizes = allocate_commit(after, prompt_ids, budget, self.pilot, weights, *bounds, self.rule, self.cost)
         yield batch.with_groups(sizes.tolist(), (1 - weights).tolist(), first_sample_index=self.pilot)
 
+    def more(self, iteration: int, count: int) -> PromptBatch | None:
+        """Further prompts of this epoch for a running iteration, allocated like any batch; none if none is left.
+
+        Args:
+            iteration: The iteration.
+            count: How many prompts, from 0.
+        """
+        assert self._stream is not None
+        prompts = self._stream.take(count)
+        return self._training_batch(iteration, prompts) if prompts else None
+
     def _evaluation_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
         num_prompts = len(prompts)
         return PromptBatch(

@@ -29,11 +29,20 @@ from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig, check_failure_share
+from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.training_metrics import allocation_metrics, failure_metrics, rollout_metrics
-from dynamo_lightning.types import IterationRecord, Outcome, PromptBatch, Rollout, RolloutBatch
+from dynamo_lightning.types import (
+    Collected,
+    IterationRecord,
+    Outcome,
+    PromptBatch,
+    Rollout,
+    RolloutBatch,
+    merge_parts,
+)
 from dynamo_lightning.update import UpdateConfig, scoring_pass, update_policy
 
 if TYPE_CHECKING:
@@ -52,6 +61,8 @@ class PolicyModule(L.LightningModule):
         scoring: The processes in which rewards are computed.
         loss: The policy loss.
         updates: How a batch of rollouts is learnt from.
+        dynamic_sampling: Go on with further prompts of the epoch until enough groups teach something (DAPO); `null`
+            takes each batch as it is.
         optimizer: The optimizer; on the command line it is `--optimizer`.
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
@@ -69,6 +80,7 @@ class PolicyModule(L.LightningModule):
         scoring: ScoringConfig = ScoringConfig(),
         loss: PolicyLoss = PolicyLoss(),
         updates: UpdateConfig = UpdateConfig(),
+        dynamic_sampling: DynamicSamplingConfig | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip_val: float | None = 1.0,
@@ -86,9 +98,10 @@ class PolicyModule(L.LightningModule):
         self.generator = generator
         self.sampling = sampling
         self.reward = reward
-        self.scorer = RewardScorer(reward, scoring)
+        self.scorer = RewardScorer(reward, scoring, sampling.max_response_length)
         self.loss = loss
         self.update_config = updates
+        self.dynamic_sampling = dynamic_sampling
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip_val = gradient_clip_val
@@ -163,21 +176,10 @@ class PolicyModule(L.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
         self.seconds = {}
-        rollouts: list[Rollout] = []
-        all_outcomes: tuple[Outcome, ...] = ()
-        parts = []
-        for part in self.datamodule.parts(batch):  # one, or a pilot and what its outcomes lead to
-            with self.phase("generate"):
-                sampled, spare = self.sample(part, "train", self.sampling.temperature)
-            with self.phase("reward"):
-                scored = self.score(part, sampled)
-            self.datamodule.observe(part, self.without_dropped(scored))
-            parts.append(part)
-            rollouts += sampled
-            all_outcomes += scored
-        batch = batch.with_groups([sum(sizes) for sizes in zip(*(part.group_sizes for part in parts), strict=True)])
-        outcomes = self.without_dropped(all_outcomes)
-        rollout_batch = self.with_advantages(parts, outcomes, rollouts, spare)
+        found = self.collect(batch)
+        batch = merge_parts(found.parts)
+        outcomes = self.without_dropped(found.outcomes)
+        rollout_batch = self.with_advantages(found.parts, outcomes, found.rollouts, found.spare)
         with self.phase("score"):
             reference = self._reference[0] if self._reference else None
             assert self.policy is not None
@@ -188,7 +190,7 @@ class PolicyModule(L.LightningModule):
             result = update_policy(self, experience)
         metrics = {
             **rollout_metrics(batch, outcomes),
-            **failure_metrics(all_outcomes),
+            **found.metrics,
             **allocation_metrics(batch, self.datamodule.min_rollouts, self.datamodule.max_rollouts),
             **experience.metrics,
             **result.metrics,
@@ -199,19 +201,53 @@ class PolicyModule(L.LightningModule):
         for name, value in metrics.items():
             shown = name in ("reward", "entropy", "grad_norm")
             self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown)
-        prompt_lengths = {prompt.prompt_id: len(prompt.token_ids) for prompt in batch.prompts}
         record = IterationRecord(
             batch=batch,
             outcomes=outcomes,
-            rollouts=tuple(rollouts),
+            rollouts=found.rollouts,
             entropy=experience.metrics["entropy"],
             gradient_norms=result.gradient_norms,
-            num_tokens=sum(prompt_lengths[o.prompt_id] + o.response_length for o in all_outcomes),
+            num_tokens=found.num_tokens,
             factors=experience.modulated.factors,
             seconds=dict(self.seconds),
             metrics=metrics,
         )
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
+
+    def collect(self, batch: PromptBatch) -> Collected:
+        """Sample, score and observe: once, or with dynamic sampling until enough groups teach something."""
+        sampling = DynamicSampling(len(batch.prompts), self.dynamic_sampling) if self.dynamic_sampling else None
+        rounds: list[list[PromptBatch]] = []
+        rollouts: list[Rollout] = []
+        outcomes: list[Outcome] = []
+        todo: PromptBatch | None = batch
+        while todo is not None:
+            rounds.append([])
+            first = len(outcomes)
+            for part in self.datamodule.parts(todo):  # one, or a pilot and what its outcomes lead to
+                with self.phase("generate"):
+                    sampled, spare = self.sample(part, "train", self.sampling.temperature)
+                with self.phase("reward"):
+                    scored = self.score(part, sampled)
+                self.datamodule.observe(part, self.without_dropped(scored))
+                rounds[-1].append(part)
+                rollouts += sampled
+                outcomes += scored
+            if sampling is None:
+                break
+            sampling.add(todo, self.without_dropped(outcomes[first:]))
+            todo = self.datamodule.more(batch.iteration, sampling.num_missing)
+        lengths = {prompt.prompt_id: len(prompt.token_ids) for parts in rounds for prompt in parts[0].prompts}
+        metrics = failure_metrics(outcomes)
+        num_tokens = sum(lengths[outcome.prompt_id] + outcome.response_length for outcome in outcomes)
+        parts = rounds[0]
+        if sampling is not None:
+            metrics |= sampling.metrics()
+            parts = [select_prompts(same_part, sampling.kept) for same_part in zip(*rounds, strict=True)]
+            kept = set(sampling.kept)
+            rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
+            outcomes = [outcome for outcome in outcomes if outcome.prompt_id in kept]
+        return Collected(tuple(parts), tuple(rollouts), tuple(outcomes), spare, num_tokens, metrics)
 
     def sample(self, batch: PromptBatch, stage: str, temperature: float) -> tuple[list[Rollout], Rollout]:
         """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty."""
@@ -283,6 +319,7 @@ class PolicyModule(L.LightningModule):
         own = [rollout for rollout in rollouts if rollout.key in row_of]
         own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
         return RolloutBatch(
+            iteration=parts[0].iteration,
             rollouts=tuple(own),
             advantages=advantages[own_rows],
             group_indices=group_indices[own_rows],

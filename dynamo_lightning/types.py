@@ -156,6 +156,29 @@ class Outcome:
         return self.prompt_id, self.sample_index
 
 
+def merge_parts(parts: Sequence[PromptBatch]) -> PromptBatch:
+    """One batch of the parts of an iteration, a pilot and its commit: the same prompts, group sizes added up."""
+    return parts[0].with_groups([sum(sizes) for sizes in zip(*(part.group_sizes for part in parts), strict=True)])
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What an iteration sampled and will learn from."""
+
+    parts: tuple[PromptBatch, ...]
+    """One, or the pilot and the commit part; the same prompts in the same order."""
+    rollouts: tuple[Rollout, ...]
+    """This rank's rollouts of these prompts."""
+    outcomes: tuple[Outcome, ...]
+    """All ranks' outcomes of these prompts, failed ones included."""
+    spare: Rollout
+    """Any rollout sampled on this rank."""
+    num_tokens: int
+    """Prompt and response tokens of everything that was sampled, all ranks, also of what is not learnt from."""
+    metrics: Mapping[str, float]
+    """Failed rewards, and how dynamic sampling went."""
+
+
 @dataclass(frozen=True)
 class RolloutBatch:
     """This rank's scored rollouts with their advantages: all that the policy update needs."""

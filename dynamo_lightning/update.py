@@ -200,7 +200,8 @@ def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
         for prompts in split_prompts(int(group_prompts.max()) + 1, config.num_mini_batches):
             chosen = (group_prompts >= prompts.start) & (group_prompts < prompts.stop)
             teaches = bool((experience.batch.group_teaches & chosen).any())
-            if teaches or not module.loss.vanishes_without_advantage:
+            sampled = bool(experience.batch.group_sizes[chosen].any())
+            if teaches or (sampled and not module.loss.vanishes_without_advantage):
                 optimizer.zero_grad()
                 steps.append(accumulate_gradient(module, experience, chosen))
                 optimizer.step()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamo_lightning.types import Prompt, PromptBatch
 
@@ -20,9 +21,9 @@ class PromptStream:
     Each `iter()` yields what is left of the current epoch, or the whole next one if nothing is. The position moves on
     *before* a batch is yielded, so a checkpoint written while the batch is trained on says where to go on.
 
-    A data set that changed between save and load: the position counts prompts, so the epoch goes on from the same
-    place in the new permutation if it still has so many prompts (a few may come twice or not at all in this one
-    epoch); otherwise the next epoch starts. The same holds for another `prompts_per_batch`.
+    A data set that changed between save and load: the position counts prompts, so the pass goes on from the same place
+    in the new permutation if it still has so many prompts (a few may come twice or not at all in this one pass);
+    otherwise the next pass starts. The same holds for another `prompts_per_batch`.
 
     Args:
         prompts: The data set.
@@ -56,11 +57,14 @@ class PromptStream:
         self.make_batch = make_batch
         self.drop_last = drop_last
         self.epoch = 0
-        """Epochs begun before this one."""
+        """Passes over the data set begun before this one: which permutation it is."""
         self.position = 0
-        """Prompts of this epoch that were yielded."""
+        """Prompts of this pass that were yielded or taken."""
+        self.step = 0
+        """Batches of this epoch that were yielded; an epoch is a pass unless prompts are taken in between."""
         self.iteration = 0
         """Batches yielded since the run began; never reset."""
+        self._permutation: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         """Return the number of batches of a full epoch."""
@@ -70,30 +74,50 @@ class PromptStream:
     def __iter__(self) -> Iterator[PromptBatch]:
         """Yield the remaining batches of this epoch, or those of the next one if none remains."""
         # Lightning stops after `len()` batches without asking for one more, so an epoch is closed by the next one.
-        if not self._has_batch():
-            self.epoch, self.position = self.epoch + 1, 0
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.prompts))
-        while self._has_batch():
-            prompts = [self.prompts[i] for i in order[self.position : self.position + self.prompts_per_batch]]
+        if self.step >= len(self):
+            self.step = 0
+        while self.step < len(self):
+            if not self._has_batch():
+                self.epoch, self.position = self.epoch + 1, 0
             iteration = self.iteration
-            self.position += len(prompts)
+            prompts = self.take(self.prompts_per_batch)
             self.iteration += 1
+            self.step += 1
             yield self.make_batch(iteration, prompts)
+
+    def take(self, count: int) -> list[Prompt]:
+        """Take further prompts of the running pass, at most those that are left of it; `iter()` goes on after them.
+
+        An epoch has `len()` batches all the same, which is what Lightning counts: its rest comes out of the next pass.
+
+        Args:
+            count: How many.
+        """
+        taken = self._order()[self.position : self.position + count]
+        self.position += len(taken)
+        return [self.prompts[i] for i in taken]
 
     def state_dict(self) -> dict[str, int]:
         """Return the place in the stream, as primitives."""
-        return {"epoch": self.epoch, "position": self.position, "iteration": self.iteration}
+        return {"epoch": self.epoch, "position": self.position, "step": self.step, "iteration": self.iteration}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Go on from a saved place; call it before `iter()` yields.
 
         Raises:
-            ValueError: If the place is not one of three integers from 0.
+            ValueError: If the place is not one of integers from 0.
         """
         place = {key: state_dict.get(key) for key in self.state_dict()}
         if not all(isinstance(value, int) and value >= 0 for value in place.values()):
             raise ValueError(f"corrupt place in the prompt stream: {place}")
-        self.epoch, self.position, self.iteration = (state_dict[key] for key in place)
+        self.epoch, self.position, self.step, self.iteration = (state_dict[key] for key in place)
+
+    def _order(self) -> NDArray[np.int64]:
+        """Return this epoch's permutation, `[num_prompts]`."""
+        if self._permutation is None or self._permutation[0] != self.epoch:
+            generator = np.random.default_rng([self.seed, self.epoch])
+            self._permutation = (self.epoch, generator.permutation(len(self.prompts)))
+        return self._permutation[1]
 
     def _has_batch(self) -> bool:
         """Return whether this epoch has another batch."""

@@ -12,7 +12,7 @@ from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -63,11 +63,13 @@ class RewardScorer:
     Args:
         reward: What to compute; it is pickled once for each worker.
         config: Limits, and what a failure is worth.
+        max_response_length: Length limit of responses, tokens. Rewards get it as a column, beside `response_length`.
     """
 
-    def __init__(self, reward: Reward, config: ScoringConfig) -> None:
+    def __init__(self, reward: Reward, config: ScoringConfig, max_response_length: int | None = None) -> None:
         self.reward = reward
         self.config = config
+        self.max_response_length = max_response_length
         self._pool: ProcessPool | None = None
 
     def __enter__(self) -> RewardScorer:
@@ -106,9 +108,7 @@ class RewardScorer:
             Exception: What `pickle` raises if a prompt's columns cannot be sent to a worker.
         """
         # Unpickled by the reward's own code path: a worker that failed to read a message would lose it silently.
-        items = [
-            pickle.dumps(Item(r.prompt.question, r.text, r.prompt.answer, dict(r.prompt.columns))) for r in rollouts
-        ]
+        items = [pickle.dumps(Item(r.prompt.question, r.text, r.prompt.answer, self._columns(r))) for r in rollouts]
         scores: dict[int, Score] = {}
         suspects: set[int] = set()  # to be scored alone
         num_broken = 0
@@ -126,6 +126,11 @@ class RewardScorer:
             self.close()
             raise
         return [scores[index] for index in range(len(items))]
+
+    def _columns(self, rollout: Rollout) -> dict[str, Any]:
+        """The row's other columns and the lengths in tokens, which a reward cannot see from the text."""
+        lengths = {"response_length": len(rollout.token_ids), "max_response_length": self.max_response_length}
+        return {**rollout.prompt.columns, **lengths}
 
     def _score_once(self, items: list[bytes], scores: dict[int, Score], suspects: set[int]) -> tuple[set[int], bool]:
         """Send everything that has no score yet to the pool once, and add what comes back to `scores`.

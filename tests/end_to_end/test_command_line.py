@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -202,3 +203,26 @@ def test_every_way_to_allocate_trains(config, summary, arguments):
     cli = run("fit", "--config", config, *arguments)
     assert summary()["status"] == "finished"
     assert cli.trainer.global_step > 0
+
+
+def test_dynamic_sampling_replaces_groups_that_teach_nothing(config, summary):
+    cli = run("fit", "--config", config, "--model.dynamic_sampling.max_rounds=3", "--data.prompts_per_batch=3")
+    assert summary()["status"] == "finished"
+    assert summary()["after"].keys() == summary()["before"].keys()
+    with open("runs/dynamo/version_0/metrics.csv") as file:
+        rounds = [float(row["dynamic_sampling/rounds"]) for row in csv.DictReader(file) if row["reward"]]
+    assert max(rounds) > 1
+    stream = cli.datamodule.state_dict()["stream"]
+    assert stream["iteration"] == len(rounds) == 8
+    assert stream["epoch"] > 1, "replacements come out of the same pass"
+
+
+def test_rewards_see_the_length_in_tokens(config, summary):
+    Path("reward.py").write_text(
+        "def f(prompt, response, answer, response_length, max_response_length):\n"
+        "    assert max_response_length == 6\n"
+        "    return response_length / max_response_length\n"
+    )
+    cli = run("fit", "--config", config)
+    mean_length = float(cli.trainer.callback_metrics["completions/mean_length"])
+    assert summary()["final"]["reward"] == pytest.approx(mean_length / 6)
