@@ -8,8 +8,9 @@ global.
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,39 +18,33 @@ import lightning as L
 import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
+from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.evaluation.metrics import PassAtK
+from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import Reward
-from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig, check_failure_share
-from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
+from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
+from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
-from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.rollout.transformers import TransformersGenerator
-from dynamo_lightning.training_metrics import allocation_metrics, failure_metrics, rollout_metrics
+from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import (
-    Collected,
     IterationRecord,
-    Outcome,
     PromptBatch,
     Rollout,
-    RolloutBatch,
     merge_parts,
 )
-from dynamo_lightning.update import UpdateConfig, scoring_pass, update_policy
+from dynamo_lightning.update import PolicyHolder, UpdateConfig, scoring_pass, update_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PolicyModule(L.LightningModule):
+class PolicyModule(PolicyHolder):
     """A causal language model trained by reinforcement learning with verifiable rewards.
 
     Args:
@@ -95,20 +90,18 @@ class PolicyModule(L.LightningModule):
         self.automatic_optimization = False
         self.model_name = model_name
         self.policy_config = policy
-        self.generator = generator
         self.sampling = sampling
         self.reward = reward
-        self.scorer = RewardScorer(reward, scoring, sampling.max_response_length)
+        scorer = RewardScorer(reward, scoring, sampling.max_response_length)
+        self.collector = RolloutCollector(generator, scorer, sampling, dynamic_sampling)
         self.loss = loss
         self.update_config = updates
-        self.dynamic_sampling = dynamic_sampling
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip_val = gradient_clip_val
         self.pass_at_k = pass_at_k if pass_at_k is not None else [1]
         self.eval_temperature = eval_temperature
         self.policy: PreTrainedModel | None = None
-        self.gradient_norm = 0.0
         self.seconds: dict[str, float] = {}
         self._pass_at_k_metrics: dict[tuple[str, int], PassAtK] = {}
 
@@ -134,7 +127,7 @@ class PolicyModule(L.LightningModule):
         # In a list, the reference is no submodule: it is neither trained, nor saved, nor moved by Lightning.
         self._reference = []
         if self.loss.kl_coefficient > 0:
-            self._reference.append(load_policy(self.model_name, self.policy_config).requires_grad_(False).eval())
+            self._reference.append(copy.deepcopy(self.policy).requires_grad_(False).eval())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and its schedule."""
@@ -149,7 +142,7 @@ class PolicyModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
-        self.scorer.start()
+        self.collector.scorer.start()
         self.datamodule.check_answers(self.reward.check_answer)
         if stage in ("validate", "test", "fit") and max(self.pass_at_k) > self.datamodule.eval_rollouts_per_prompt:
             raise ValueError(
@@ -164,7 +157,7 @@ class PolicyModule(L.LightningModule):
 
     def teardown(self, stage: str) -> None:
         """End the reward processes."""
-        self.scorer.close()
+        self.collector.scorer.close()
 
     @property
     def datamodule(self) -> Any:
@@ -176,20 +169,19 @@ class PolicyModule(L.LightningModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
         self.seconds = {}
-        found = self.collect(batch)
+        assert self.policy is not None
+        found = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
         batch = merge_parts(found.parts)
-        outcomes = self.without_dropped(found.outcomes)
-        rollout_batch = self.with_advantages(found.parts, outcomes, found.rollouts, found.spare)
+        rollout_batch = assign_advantages(found, self.loss.advantage)
         with self.phase("score"):
             reference = self._reference[0] if self._reference else None
-            assert self.policy is not None
             experience = scoring_pass(
                 self.policy, reference, rollout_batch, self.loss, self.update_config, self.sampling.temperature
             )
         with self.phase("update"):
             result = update_policy(self, experience)
         metrics = {
-            **rollout_metrics(batch, outcomes),
+            **rollout_metrics(batch, found.outcomes),
             **found.metrics,
             **allocation_metrics(batch, self.datamodule.min_rollouts, self.datamodule.max_rollouts),
             **experience.metrics,
@@ -203,7 +195,7 @@ class PolicyModule(L.LightningModule):
             self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown)
         record = IterationRecord(
             batch=batch,
-            outcomes=outcomes,
+            outcomes=found.outcomes,
             rollouts=found.rollouts,
             entropy=experience.metrics["entropy"],
             gradient_norms=result.gradient_norms,
@@ -213,142 +205,6 @@ class PolicyModule(L.LightningModule):
             metrics=metrics,
         )
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
-
-    def collect(self, batch: PromptBatch) -> Collected:
-        """Sample, score and observe: once, or with dynamic sampling until enough groups teach something."""
-        sampling = DynamicSampling(len(batch.prompts), self.dynamic_sampling) if self.dynamic_sampling else None
-        rounds: list[list[PromptBatch]] = []
-        rollouts: list[Rollout] = []
-        outcomes: list[Outcome] = []
-        todo: PromptBatch | None = batch
-        while todo is not None:
-            rounds.append([])
-            first = len(outcomes)
-            for part in self.datamodule.parts(todo):  # one, or a pilot and what its outcomes lead to
-                with self.phase("generate"):
-                    sampled, spare = self.sample(part, "train", self.sampling.temperature)
-                with self.phase("reward"):
-                    scored = self.score(part, sampled)
-                self.datamodule.observe(part, self.without_dropped(scored))
-                rounds[-1].append(part)
-                rollouts += sampled
-                outcomes += scored
-            if sampling is None:
-                break
-            sampling.add(todo, self.without_dropped(outcomes[first:]))
-            todo = self.datamodule.more(batch.iteration, sampling.num_missing)
-        lengths = {prompt.prompt_id: len(prompt.token_ids) for parts in rounds for prompt in parts[0].prompts}
-        metrics = failure_metrics(outcomes)
-        num_tokens = sum(lengths[outcome.prompt_id] + outcome.response_length for outcome in outcomes)
-        parts = rounds[0]
-        if sampling is not None:
-            metrics |= sampling.metrics()
-            parts = [select_prompts(same_part, sampling.kept) for same_part in zip(*rounds, strict=True)]
-            kept = set(sampling.kept)
-            rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
-            outcomes = [outcome for outcome in outcomes if outcome.prompt_id in kept]
-        return Collected(tuple(parts), tuple(rollouts), tuple(outcomes), spare, num_tokens, metrics)
-
-    def sample(self, batch: PromptBatch, stage: str, temperature: float) -> tuple[list[Rollout], Rollout]:
-        """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty."""
-        requests, num_filled_up = share_of_rank(make_requests(batch, stage, run_seed()), rank(), world_size())
-        assert self.policy is not None
-        self.policy.eval()
-        rollouts = self.generator.generate(
-            self.policy,
-            self.tokenizer,
-            requests,
-            max_response_length=self.sampling.max_response_length,
-            temperature=temperature,
-        )
-        return rollouts[: len(rollouts) - num_filled_up], rollouts[0]
-
-    def score(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> tuple[Outcome, ...]:
-        """Outcomes of all ranks' rollouts, by prompt and sample index, on every rank.
-
-        Raises:
-            RuntimeError: If more rewards failed than `model.scoring.max_failure_share` allows.
-        """
-        own = [
-            Outcome(rollout.prompt.prompt_id, rollout.sample_index, score, len(rollout.token_ids), rollout.truncated)
-            for rollout, score in zip(rollouts, self.scorer.score(rollouts), strict=True)
-        ]
-        position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
-        outcomes = sorted(gather_objects(own), key=lambda o: (position[o.prompt_id], o.sample_index))
-        scores = [outcome.score for outcome in outcomes]
-        failed = [score for score in scores if score.failure is not None]
-        if failed:
-            rank_zero_warn(f"{len(failed)} of {len(scores)} rewards failed, the first by {failed[0].message}")
-        check_failure_share(scores, self.scorer.config.max_failure_share)
-        return tuple(outcomes)
-
-    def without_dropped(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
-        """The outcomes that count: with `model.scoring.failure_score: drop`, those whose reward did not fail."""
-        if self.scorer.config.failure_score != "drop":
-            return tuple(outcomes)
-        kept = tuple(outcome for outcome in outcomes if outcome.score.failure is None)
-        if not kept:
-            raise RuntimeError(f"all {len(outcomes)} rollouts of the batch were dropped: no reward could be computed")
-        return kept
-
-    def with_advantages(
-        self,
-        parts: Sequence[PromptBatch],
-        outcomes: Sequence[Outcome],
-        rollouts: Sequence[Rollout],
-        spare: Rollout,
-    ) -> RolloutBatch:
-        """This rank's rollouts with their advantages, which are computed over the rollouts of all ranks.
-
-        Each part has a group for each prompt. A pilot and its commit are groups of their own, with leave-one-out means
-        of their own: what the commit's size is depends on the pilot, so pooling them would bias the gradient.
-        """
-        num_prompts = len(parts[0].prompts)
-        position = {prompt.prompt_id: index for index, prompt in enumerate(parts[0].prompts)}
-
-        def group_of(outcome: Outcome) -> int:
-            part = sum(later.first_sample_index <= outcome.sample_index for later in parts[1:])
-            return part * num_prompts + position[outcome.prompt_id]
-
-        group_indices = torch.tensor([group_of(outcome) for outcome in outcomes], dtype=torch.int64)
-        rewards = torch.tensor([outcome.score.reward for outcome in outcomes], dtype=torch.float32)
-        lengths = torch.tensor([outcome.response_length for outcome in outcomes], dtype=torch.int64)
-        advantages = self.loss.advantage(rewards, group_indices)
-        empty = torch.zeros(len(parts) * num_prompts, dtype=torch.int64)
-        row_of = {outcome.key: row for row, outcome in enumerate(outcomes)}
-        own = [rollout for rollout in rollouts if rollout.key in row_of]
-        own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
-        return RolloutBatch(
-            iteration=parts[0].iteration,
-            rollouts=tuple(own),
-            advantages=advantages[own_rows],
-            group_indices=group_indices[own_rows],
-            group_prompts=torch.arange(num_prompts).repeat(len(parts)),
-            group_shares=torch.tensor([share for part in parts for share in part.shares], dtype=torch.float64),
-            group_sizes=empty.index_add(0, group_indices, torch.ones_like(lengths)),
-            group_tokens=empty.index_add(0, group_indices, lengths),
-            group_teaches=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
-            spare=spare,
-        )
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the total gradient norm and keep what it was before.
-
-        Raises:
-            RuntimeError: If it is not finite: a step would ruin the policy.
-        """
-        assert self.policy is not None
-        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.gradient_norm = float(norm)
-        if not torch.isfinite(norm):
-            raise RuntimeError(
-                f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops "
-                "before the policy is lost; the last checkpoint is intact"
-            )
-        if self.gradient_clip_val is not None:
-            clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -360,10 +216,15 @@ class PolicyModule(L.LightningModule):
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
+    def answer(self, batch: PromptBatch) -> list[Rollout]:
+        """This rank's share of an evaluation batch's responses."""
+        assert self.policy is not None
+        return self.collector.sample(self.policy, self.tokenizer, batch, "evaluate", self.eval_temperature)[0]
+
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sample and score the prompts of one evaluation batch."""
-        rollouts, _ = self.sample(batch, "evaluate", self.eval_temperature)
-        outcomes = self.score(batch, rollouts)
+        rollouts = self.answer(batch)
+        outcomes = self.collector.score(batch, rollouts)
         threshold = self.datamodule.success_threshold
         source = batch.prompts[0].source
         total = {prompt.prompt_id: 0 for prompt in batch.prompts}
@@ -400,8 +261,8 @@ class PolicyModule(L.LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Responses of this rank's share with their rewards: a dictionary of plain values for each."""
-        rollouts, _ = self.sample(batch, "evaluate", self.eval_temperature)
-        scores = {outcome.key: outcome.score for outcome in self.score(batch, rollouts)}
+        rollouts = self.answer(batch)
+        scores = {outcome.key: outcome.score for outcome in self.collector.score(batch, rollouts)}
         return [
             {
                 "source": rollout.prompt.source,

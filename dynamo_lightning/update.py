@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dynamo_lightning.distributed import (
     derive_seed,
@@ -34,12 +37,11 @@ from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.packing import MicroBatch, make_micro_batch, pack
 from dynamo_lightning.policy import response_statistics
+from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.types import Rollout, RolloutBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from dynamo_lightning.module import PolicyModule
 
 
 @dataclass
@@ -60,6 +62,37 @@ class UpdateConfig:
         for name in ("num_mini_batches", "num_epochs", "max_tokens_per_micro_batch", "logits_chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.updates.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class PolicyHolder(L.LightningModule):
+    """What the update needs of the module that it updates."""
+
+    policy: PreTrainedModel | None
+    loss: PolicyLoss
+    sampling: SamplingConfig
+    update_config: UpdateConfig
+    gradient_clip_val: float | None
+    gradient_norm: float = 0.0
+    """Of the last optimizer step, before clipping."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the total gradient norm and keep what it was before.
+
+        Raises:
+            RuntimeError: If it is not finite: a step would ruin the policy.
+        """
+        assert self.policy is not None
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.gradient_norm = float(norm)
+        if not torch.isfinite(norm):
+            raise RuntimeError(
+                f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops "
+                "before the policy is lost; the last checkpoint is intact"
+            )
+        if self.gradient_clip_val is not None:
+            clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
 
 
 @dataclass(frozen=True)
@@ -182,7 +215,7 @@ def split_prompts(num_prompts: int, num_mini_batches: int) -> list[range]:
     return [range(start, end) for start, end in pairwise(cuts)]
 
 
-def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
+def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
     """Take the optimizer steps of one iteration.
 
     A mini-batch in which no advantage differs from 0 makes no step, unless a part of the loss does not vanish with it
@@ -213,7 +246,7 @@ def update_policy(module: PolicyModule, experience: Experience) -> UpdateResult:
     return UpdateResult(metrics, tuple(gradient_norms))
 
 
-def accumulate_gradient(module: PolicyModule, experience: Experience, chosen: Tensor) -> Mapping[str, float]:
+def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Tensor) -> Mapping[str, float]:
     """Add the gradient of one optimizer step's loss to the parameters.
 
     Args:
@@ -281,7 +314,7 @@ def accumulate_gradient(module: PolicyModule, experience: Experience, chosen: Te
 
 
 @contextmanager
-def gradient_sync(module: PolicyModule, enabled: bool) -> Iterator[None]:
+def gradient_sync(module: PolicyHolder, enabled: bool) -> Iterator[None]:
     """Reduce gradients over ranks in the backward pass inside, or only accumulate them on each rank."""
     wrapped = module.trainer.strategy.model
     if isinstance(wrapped, DistributedDataParallel) and not enabled:

@@ -1,6 +1,10 @@
 """The exact variance of leave-one-out gradients, against enumeration; projected scores, against autograd."""
 
+import importlib.util
+import json
+import sys
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,3 +218,74 @@ def test_a_head_that_is_not_linear_is_refused(policy, rollouts, monkeypatch):
     monkeypatch.setattr(policy, "get_output_embeddings", lambda: None)
     with pytest.raises(ValueError, match="NoneType, not linear"):
         head_scores(policy, rollouts, rollouts[0], UpdateConfig(), temperature=1.0, num_projections=2, seed=0)
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+MODES = ("rloo+prompt_mean", "grpo+prompt_mean", "paper_code")
+ARMS = ("uniform", "beta_posterior", "arcsine_kalman", "paper_bernoulli", "oracle", "random_matched")
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    path = ROOT / "benchmarks" / "gradient_variance.py"
+    spec = importlib.util.spec_from_file_location("benchmark_gradient_variance", path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up, and so do the scorer's workers.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_benchmark_makes_such_a_table(benchmark, capsys, tmp_path):
+    benchmark.main(["--quick", "--json", str(tmp_path / "new" / "table.json")])
+    rows = json.loads((tmp_path / "new" / "table.json").read_text())
+    assert [(row["mode"], row["arm"]) for row in rows] == [(mode, arm) for mode in MODES for arm in ARMS]
+    for row in rows:
+        assert set(row) == {"mode", "arm", "ratio", "low", "high", "bias_low", "bias_high"}
+        assert row["low"] <= row["ratio"] <= row["high"] and row["bias_low"] <= row["bias_high"]
+    printed = capsys.readouterr().out
+    assert "mean group 8, sizes [2, 24]" in printed and "mean group 16, sizes [2, 64]" in printed
+
+
+def test_batches_have_the_variance_of_the_formula_and_no_bias(benchmark, make_prompt, make_rollout):
+    rng = np.random.default_rng(0)
+    references = []
+    for number in range(3):
+        responses = [make_rollout(make_prompt(number), i, (1,) * (1 + i % 3)) for i in range(40)]
+        index, rewards = rng.integers(40, size=200), (rng.random(40) < 0.4).astype(float)
+        scores = rng.standard_normal((40, 8)).astype(np.float32) + rewards[:, None].astype(np.float32)
+        references.append(benchmark.Reference(responses, index, rewards, scores))
+    scale = benchmark.Scale(num_prompts=3, num_references=200, num_batches=2000)
+    sizes = dict.fromkeys(benchmark.ARMS, np.array([4, 4, 4])) | {"oracle": np.array([2, 3, 7])}
+    result = benchmark.Measurement(16, np.zeros(3))
+    benchmark.measure_batches(result, references, sizes, scale, np.random.default_rng(1))
+    for arm in ("uniform", "oracle"):
+        exact = (
+            sum(
+                reference.moments(reference.scores).variance(size)
+                for reference, size in zip(references, sizes[arm], strict=True)
+            )
+            / (3 * benchmark.MAX_RESPONSE_LENGTH) ** 2
+        )
+        # Draws without replacement from 200 vary less, by at most 7 of 200.
+        assert result.deviations["rloo+prompt_mean", arm].mean() == pytest.approx(exact, rel=0.1)
+        assert abs(result.squared_bias["rloo+prompt_mean", arm]) < 0.05**2
+    assert result.squared_bias["paper_code", "uniform"] == 0
+    assert result.squared_bias["paper_code", "oracle"] > 0.05**2, "prompts silently weigh n_i"
+
+
+def test_a_ratio_s_interval_is_paired(benchmark):
+    rng = np.random.default_rng(0)
+    uniform = [rng.lognormal(sigma=2, size=50) for _ in range(6)]
+    halved = [values / 2 for values in uniform]
+    assert benchmark.ratio_to_uniform(halved, uniform, 200) == pytest.approx((0.5, 0.5, 0.5))
+    ratio, low, high = benchmark.ratio_to_uniform([rng.permutation(values) for values in uniform], uniform, 200)
+    assert ratio == pytest.approx(1) and low < 0.8 and high > 1.2
+
+
+def test_bias_is_the_signed_root_of_its_mean_square(benchmark):
+    assert benchmark.relative_bias([0.04, 0.04], 100) == pytest.approx((0.2, 0.2, 0.2))
+    assert benchmark.relative_bias([-0.0004] * 3, 100) == pytest.approx((-0.02, -0.02, -0.02))

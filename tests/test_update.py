@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.types import Outcome, Rollout, Score
+from dynamo_lightning.types import Collected, Outcome, Rollout, Score
 from dynamo_lightning.update import UpdateConfig, accumulate_gradient, scoring_pass, split_prompts
 
 
@@ -16,6 +17,11 @@ class FakeStrategy:
 
 class FakeTrainer:
     strategy = FakeStrategy()
+
+
+def assign(module, parts, outcomes, rollouts):
+    collected = Collected(tuple(parts), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
+    return assign_advantages(collected, module.loss.advantage)
 
 
 def make_module(tiny_policy, loss=None, **updates):
@@ -53,7 +59,7 @@ REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
 def gradient(module, make_prompt, make_batch, rewards=REWARDS, chosen=None, order=None):
     batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, rewards)
     rollouts = [rollouts[i] for i in order] if order else rollouts
-    rollout_batch = module.with_advantages([batch], outcomes, rollouts, rollouts[0])
+    rollout_batch = assign(module, [batch], outcomes, rollouts)
     experience = scoring_pass(module.policy, None, rollout_batch, module.loss, module.update_config, 1.0)
     module.policy.zero_grad()
     chosen = torch.ones(len(rewards), dtype=torch.bool) if chosen is None else chosen
@@ -138,8 +144,8 @@ def test_outcomes_are_joined_on_prompt_and_sample_and_not_on_position(tiny_polic
     """Guard: shuffling the outcomes changes neither advantages nor statistics."""
     module = make_module(tiny_policy)
     batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, REWARDS)
-    straight = module.with_advantages([batch], outcomes, rollouts, rollouts[0])
-    shuffled = module.with_advantages([batch], outcomes[::-1], rollouts, rollouts[0])
+    straight = assign(module, [batch], outcomes, rollouts)
+    shuffled = assign(module, [batch], outcomes[::-1], rollouts)
     assert torch.equal(straight.advantages, shuffled.advantages)
     assert torch.equal(straight.group_indices, shuffled.group_indices)
     expected = [1.0, -0.5, -0.5, 0.0, 0.0, -0.75, 0.5, 0.5, -0.75, 0.5, 0.0, 0.0]
@@ -155,7 +161,7 @@ def test_outcomes_are_joined_on_prompt_and_sample_and_not_on_position(tiny_polic
 def test_a_dropped_rollout_leaves_group_statistics_and_denominators(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy)
     batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, [[1.0, 0.0, 0.0], [1.0, 0.0]])
-    kept = module.with_advantages([batch], outcomes[1:], rollouts, rollouts[0])
+    kept = assign(module, [batch], outcomes[1:], rollouts)
     assert [rollout.key for rollout in kept.rollouts] == [(0, 1), (0, 2), (1, 0), (1, 1)]
     assert kept.group_sizes.tolist() == [2, 2]
     assert kept.group_teaches.tolist() == [False, True]
@@ -166,7 +172,7 @@ def test_pilot_and_commit_have_baselines_and_shares_of_their_own(tiny_policy, ma
     module = make_module(tiny_policy, PolicyLoss(modulation=None))
     whole, outcomes, rollouts = make_case(module, make_prompt, make_batch, [[1.0, 0.0, 1.0, 1.0, 0.0]])
     parts = [whole.with_groups([2], [0.25]), whole.with_groups([3], [0.75], first_sample_index=2)]
-    batch = module.with_advantages(parts, outcomes, rollouts, rollouts[0])
+    batch = assign(module, parts, outcomes, rollouts)
     assert batch.advantages.tolist() == pytest.approx([1.0, -1.0, 0.5, 0.5, -1.0])
     assert batch.group_prompts.tolist() == [0, 0]
     assert batch.group_sizes.tolist() == [2, 3]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dynamo_lightning.losses.advantages import GRPO, RLOO, DrGRPO, WReinforce
+from dynamo_lightning.losses.advantages import GRPO, RLOO, DrGRPO, WReinforce, assign_advantages
 from dynamo_lightning.losses.cispo import CISPO
 from dynamo_lightning.losses.covariance import ClipCov, KLCov
 from dynamo_lightning.losses.entropy_advantages import EntropyAdvantages
@@ -14,8 +14,14 @@ from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.steer import Steer
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, UnclippedSurrogate
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.types import Outcome, Rollout, Score
+from dynamo_lightning.types import Collected, Outcome, Rollout, Score
 from dynamo_lightning.update import UpdateConfig, accumulate_gradient, scoring_pass, token_keys
+
+
+def assign(module, parts, outcomes, rollouts):
+    collected = Collected(tuple(parts), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
+    return assign_advantages(collected, module.loss.advantage)
+
 
 REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
 
@@ -45,7 +51,7 @@ def make_batch_of_tokens(module, make_prompt, make_batch, order=None):
             rollouts.append(Rollout(prompt, index, response, (0.0,) * len(response), "", False))
             outcomes.append(Outcome(prompt.prompt_id, index, Score(reward, {}), len(response), False))
     rollouts = [rollouts[i] for i in order] if order else rollouts
-    return module.with_advantages([batch], outcomes, rollouts, rollouts[0])
+    return assign(module, [batch], outcomes, rollouts)
 
 
 def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, **updates):

@@ -1,0 +1,142 @@
+"""Rollouts and rewards of one iteration: sampled on this rank, scored, and made known to all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
+from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
+from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
+from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.rollout.requests import make_requests, share_of_rank
+from dynamo_lightning.training_metrics import failure_metrics
+from dynamo_lightning.types import Collected, Outcome, PromptBatch, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RolloutCollector:
+    """Turns a batch of prompts with their group sizes into rollouts and outcomes.
+
+    Args:
+        generator: What samples the responses.
+        scorer: What computes their rewards.
+        sampling: How responses are sampled.
+        dynamic_sampling: When to sample further prompts; `None` takes each batch as it is.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        scorer: RewardScorer,
+        sampling: SamplingConfig,
+        dynamic_sampling: DynamicSamplingConfig | None = None,
+    ) -> None:
+        self.generator = generator
+        self.scorer = scorer
+        self.sampling = sampling
+        self.dynamic_sampling = dynamic_sampling
+
+    def collect(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        datamodule: Any,
+        batch: PromptBatch,
+        phase: Callable[[str], AbstractContextManager[None]],
+    ) -> Collected:
+        """Sample, score and observe: once, or with dynamic sampling until enough groups teach something.
+
+        Args:
+            policy: What to sample from.
+            tokenizer: Decodes the responses.
+            datamodule: Says in which parts the batch is sampled, observes the outcomes and has further prompts.
+            batch: The global batch of an iteration.
+            phase: Times what is done inside.
+        """
+        sampling = DynamicSampling(len(batch.prompts), self.dynamic_sampling) if self.dynamic_sampling else None
+        rounds: list[list[PromptBatch]] = []
+        rollouts: list[Rollout] = []
+        outcomes: list[Outcome] = []
+        todo: PromptBatch | None = batch
+        while todo is not None:
+            rounds.append([])
+            first = len(outcomes)
+            for part in datamodule.parts(todo):  # one, or a pilot and what its outcomes lead to
+                with phase("generate"):
+                    sampled, spare = self.sample(policy, tokenizer, part, "train", self.sampling.temperature)
+                with phase("reward"):
+                    scored = self.score(part, sampled)
+                datamodule.observe(part, self.without_dropped(scored))
+                rounds[-1].append(part)
+                rollouts += sampled
+                outcomes += scored
+            if sampling is None:
+                break
+            sampling.add(todo, self.without_dropped(outcomes[first:]))
+            todo = datamodule.more(batch.iteration, sampling.num_missing)
+        lengths = {prompt.prompt_id: len(prompt.token_ids) for parts in rounds for prompt in parts[0].prompts}
+        metrics = failure_metrics(outcomes)
+        num_tokens = sum(lengths[outcome.prompt_id] + outcome.response_length for outcome in outcomes)
+        parts = rounds[0]
+        if sampling is not None:
+            metrics |= sampling.metrics()
+            parts = [select_prompts(same_part, sampling.kept) for same_part in zip(*rounds, strict=True)]
+            kept = set(sampling.kept)
+            rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
+            outcomes = [outcome for outcome in outcomes if outcome.prompt_id in kept]
+        kept_outcomes = self.without_dropped(outcomes)
+        return Collected(tuple(parts), tuple(rollouts), kept_outcomes, spare, num_tokens, metrics)
+
+    def sample(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: PromptBatch,
+        stage: str,
+        temperature: float,
+    ) -> tuple[list[Rollout], Rollout]:
+        """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty."""
+        requests, num_filled_up = share_of_rank(make_requests(batch, stage, run_seed()), rank(), world_size())
+        policy.eval()
+        rollouts = self.generator.generate(
+            policy,
+            tokenizer,
+            requests,
+            max_response_length=self.sampling.max_response_length,
+            temperature=temperature,
+        )
+        return rollouts[: len(rollouts) - num_filled_up], rollouts[0]
+
+    def score(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> tuple[Outcome, ...]:
+        """Outcomes of all ranks' rollouts, by prompt and sample index, on every rank.
+
+        Raises:
+            RuntimeError: If more rewards failed than `model.scoring.max_failure_share` allows.
+        """
+        own = [
+            Outcome(rollout.prompt.prompt_id, rollout.sample_index, score, len(rollout.token_ids), rollout.truncated)
+            for rollout, score in zip(rollouts, self.scorer.score(rollouts), strict=True)
+        ]
+        position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
+        outcomes = sorted(gather_objects(own), key=lambda o: (position[o.prompt_id], o.sample_index))
+        scores = [outcome.score for outcome in outcomes]
+        failed = [score for score in scores if score.failure is not None]
+        if failed:
+            rank_zero_warn(f"{len(failed)} of {len(scores)} rewards failed, the first by {failed[0].message}")
+        check_failure_share(scores, self.scorer.config.max_failure_share)
+        return tuple(outcomes)
+
+    def without_dropped(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+        """The outcomes that count: with `model.scoring.failure_score: drop`, those whose reward did not fail."""
+        if self.scorer.config.failure_score != "drop":
+            return tuple(outcomes)
+        kept = tuple(outcome for outcome in outcomes if outcome.score.failure is None)
+        if not kept:
+            raise RuntimeError(f"all {len(outcomes)} rollouts of the batch were dropped: no reward could be computed")
+        return kept
