@@ -8,7 +8,7 @@ per prompt within the quickstart's bounds [2, 24] (a second table: 16 within [2,
 prompt are the reference: their gradients with respect to all parameters, sketched to 4,096 dimensions, their rewards.
 
 Exact: the reference's ζ₁ and ζ₂ in the leave-one-out formula `[4(n − 2)ζ₁ + 2ζ₂]/(n(n − 1))` with each arm's sizes, and
-Σ over prompts relative to uniform: this is the ratio of mode `rloo+prompt_mean`. Batches: 256 batches for each arm, a
+Σ over prompts relative to uniform: this is the ratio of mode `rloo+prompt_mean`. Batches: 512 for each arm, a
 prompt's group drawn from its reference rollouts without replacement within a batch, anew for the next; the same draws
 for all arms. They give the ratio in the other modes, which have no formula, and the bias in all: the debiased squared
 distance of the mean gradient from ∇J (all reference rollouts, leave-one-out), relative to ‖∇J‖², then its root with its
@@ -18,8 +18,9 @@ Ratios are means over checkpoints. Intervals: 95 %, bootstrap over checkpoints a
 paired with uniform; over checkpoints for the bias. The headline takes checkpoints with 16 or more earlier rollouts.
 
 Arms: `beta_posterior` and `arcsine_kalman` with the `rloo` rule; `paper_bernoulli` with the `proportional` one, as in
-the paper's code; `oracle`, the `rloo` rule told p(1 − p) of the reference; `random_matched`, the sizes of
-`beta_posterior`, permuted. Statistics, rules, generator, reward, advantages and weights are the library's own.
+the paper's code; `oracle`, the `rloo` rule told p(1 − p) of the reference; `oracle_gradient`, told each prompt's
+gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. Statistics, rules, generator,
+reward, advantages and weights are the library's own.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +83,19 @@ from dynamo_lightning.update import UpdateConfig
 
 MODEL = "embedded:arithmetic-qwen3"
 MAX_RESPONSE_LENGTH, PROMPTS_PER_BATCH, ROLLOUTS_PER_PROMPT = 20, 32, 8  # the quickstart's, as is the learning rate
+UPDATES = UpdateConfig(max_tokens_per_micro_batch=1024)
 SETTINGS = ((8, 2, 24), (16, 2, 64))  # mean, smallest and largest group; the first is the quickstart's
 LEARNERS: dict[str, tuple[Callable[[], VarianceEstimator], AllocationRule]] = {
     "beta_posterior": (partial(BetaPosterior, half_life=100), RLOORule()),
     "arcsine_kalman": (ArcsineKalman, RLOORule()),
     "paper_bernoulli": (PaperBernoulli, ProportionalRule()),
 }
-ARMS = ("uniform", *LEARNERS, "oracle", "random_matched")
+ARMS = ("uniform", *LEARNERS, "oracle", "oracle_gradient", "random_matched")
+KINDS = {
+    "gradient": "Exact variance of the leave-one-out gradient",
+    "head": "The same of the vocabulary head alone, as VarianceReductionMonitor measures it,",
+    "model": "Σ p(1 − p)/(n − 1), which allocation minimises,",
+}
 MODES = {
     "rloo+prompt_mean": (RLOO(), "prompt_mean"),
     "grpo+prompt_mean": (GRPO(), "prompt_mean"),
@@ -105,10 +113,11 @@ class Scale:
     """Prompts drawn at each checkpoint."""
     num_references: int = 1024
     """Reference rollouts of each of them."""
-    num_batches: int = 256
+    num_batches: int = 512
     num_dimensions: int = 4096
     num_resamples: int = 2000
     max_train_prompts: int | None = None
+    learning_rate: float = 1e-4
 
 
 QUICK = Scale(1, 2, 8, 32, 16, 256, 100, max_train_prompts=32)
@@ -135,18 +144,36 @@ class Checkpoint:
 class Measurement:
     """What was measured at a checkpoint."""
 
+    seed: int
     history: int
     success_rates: np.ndarray
-    exact: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
-    """By setting and arm, each prompt's exact variance, `[num_prompts]`."""
-    head: dict[str, np.ndarray] = field(default_factory=dict)
-    """The same from projected gradients of the vocabulary head alone, first setting."""
+    """p of each prompt under the checkpoint, `[num_prompts]`."""
+    sizes: dict[tuple[int, str], np.ndarray]
+    """By setting and arm, `[num_prompts]`."""
+    moments: list[KernelMoments]
+    """Of each prompt's gradient, `[num_prompts]`."""
+    head_moments: list[KernelMoments]
+    """Of its part in the vocabulary head, projected, `[num_prompts]`."""
     deviations: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     """By mode and arm, squared distances from the mean gradient whose mean is the variance, `[num_batches]`."""
     squared_bias: dict[tuple[str, str], float] = field(default_factory=dict)
     """By mode and arm, relative to ‖∇J‖² or to uniform's."""
     length: dict[tuple[str, str], float] = field(default_factory=dict)
     """By mode and arm, length of the mean gradient relative to uniform's."""
+
+    def variances(self, kind: str, setting: int, arm: str) -> np.ndarray:
+        """What each prompt adds to the variance, up to a factor, `[num_prompts]`.
+
+        Args:
+            kind: `gradient`, exact; `head`, the head's part of it; `model`, p(1 − p)/(n − 1), what is minimised.
+            setting: Row of `SETTINGS`.
+            arm: Whose sizes.
+        """
+        sizes = self.sizes[setting, arm]
+        if kind == "model":
+            return self.success_rates * (1 - self.success_rates) / (sizes - 1)
+        moments = self.moments if kind == "gradient" else self.head_moments
+        return np.array([m.variance(size) for m, size in zip(moments, sizes.tolist(), strict=True)])
 
 
 # --- the uniform run --------------------------------------------------------------------------------------------------
@@ -213,8 +240,8 @@ def train(seed: int, scale: Scale) -> list[Checkpoint]:
         sampling=SamplingConfig(max_response_length=MAX_RESPONSE_LENGTH),
         reward=MathReward(),
         scoring=ScoringConfig(num_workers=1),
-        updates=UpdateConfig(max_tokens_per_micro_batch=1024),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0),
+        updates=UPDATES,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=scale.learning_rate, weight_decay=0.0),
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=10),
     )
     trainer = L.Trainer(
@@ -292,7 +319,7 @@ def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list
             options = {"temperature": 1.0, "seed": derive_seed(*key)}
             sketch = parameter_scores(policy, reference.responses, num_dimensions=scale.num_dimensions, **options)
             head = head_scores(
-                policy, reference.responses, reference.responses[0], UpdateConfig(), num_projections=256, **options
+                policy, reference.responses, reference.responses[0], UPDATES, num_projections=256, **options
             )
             reference.scores, reference.head_scores = sketch.numpy(), head.numpy()
     return references
@@ -305,20 +332,22 @@ def measure(checkpoint: Checkpoint, scale: Scale) -> Measurement:
     policy.load_state_dict(checkpoint.state)
     references = sample_references(policy, checkpoint, scale)
     rates = np.array([reference.rewards @ reference.counts / scale.num_references for reference in references])
-    result = Measurement(checkpoint.history, rates)
-    sizes = [allocate(checkpoint, rates, *setting) for setting in SETTINGS]
     whole = [reference.moments(reference.scores) for reference in references]
     head = [reference.moments(reference.head_scores) for reference in references]
-    for number, arms in enumerate(sizes):
-        for arm, groups in arms.items():
-            result.exact[number, arm] = np.array([m.variance(size) for m, size in zip(whole, groups, strict=True)])
-            if number == 0:
-                result.head[arm] = np.array([m.variance(size) for m, size in zip(head, groups, strict=True)])
-    measure_batches(result, references, sizes[0], scale, np.random.default_rng([checkpoint.seed, checkpoint.epoch, 1]))
+    sizes = {
+        (number, arm): groups
+        for number, setting in enumerate(SETTINGS)
+        for arm, groups in allocate(checkpoint, rates, whole, *setting).items()
+    }
+    result = Measurement(checkpoint.seed, checkpoint.history, rates, sizes, whole, head)
+    first = {arm: sizes[0, arm] for arm in ARMS}
+    measure_batches(result, references, first, scale, np.random.default_rng([checkpoint.seed, checkpoint.epoch, 1]))
     return result
 
 
-def allocate(checkpoint: Checkpoint, rates: np.ndarray, mean: int, least: int, most: int) -> dict[str, np.ndarray]:
+def allocate(
+    checkpoint: Checkpoint, rates: np.ndarray, moments: list[KernelMoments], mean: int, least: int, most: int
+) -> dict[str, np.ndarray]:
     """Group sizes of every arm, `[num_prompts]` each."""
     ids = [prompt.prompt_id for prompt in checkpoint.prompts]
     bounds = (mean * len(ids), least, most)
@@ -326,6 +355,9 @@ def allocate(checkpoint: Checkpoint, rates: np.ndarray, mean: int, least: int, m
     for arm, (_, rule) in LEARNERS.items():
         sizes[arm] = allocate_rollouts(checkpoint.variances[arm], ids, *bounds, rule)
     sizes["oracle"] = allocate_rollouts(rates * (1 - rates), ids, *bounds, RLOORule())
+    # a/(n − 1) with the a that is right at the mean size; of a prompt that is hardly ever right it may come out < 0.
+    known = np.maximum([m.variance(mean) * (mean - 1) for m in moments], 0)
+    sizes["oracle_gradient"] = allocate_rollouts(known / max(known.max(), 1e-300), ids, *bounds, RLOORule())
     permutation = np.random.default_rng([checkpoint.seed, checkpoint.epoch, 2]).permutation(len(ids))
     sizes["random_matched"] = sizes["beta_posterior"][permutation]
     return sizes
@@ -447,7 +479,7 @@ def summarise(cells: list[Measurement], scale: Scale) -> list[dict[str, Any]]:
         for arm in ARMS:
             exact = mode == "rloo+prompt_mean"
             values, uniform = (
-                [cell.exact[0, name] if exact else cell.deviations[mode, name] for cell in cells]
+                [cell.variances("gradient", 0, name) if exact else cell.deviations[mode, name] for cell in cells]
                 for name in (arm, "uniform")
             )
             ratio, low, high = ratio_to_uniform(values, uniform, scale.num_resamples)
@@ -464,27 +496,32 @@ def shown(ratio: float, low: float, high: float) -> str:
     return f"{ratio:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def print_exact(cells: list[Measurement], kind: str, setting: int, scale: Scale) -> None:
+    """Print an exact ratio of every arm, by earlier rollouts."""
+    groups = {
+        str(history): [c for c in cells if c.history == history] for history in sorted({c.history for c in cells})
+    }
+    groups["16 and more"] = [cell for cell in cells if cell.history >= 16]
+    mean, least, most = SETTINGS[setting]
+    print(f"\n{KINDS[kind]} relative to uniform, mean group {mean}, sizes [{least}, {most}], by earlier rollouts")
+    print(f"{'':16}" + "".join(f"{head:>24}" for head in groups))
+    for arm in ARMS:
+        ratios = [
+            ratio_to_uniform(
+                [cell.variances(kind, setting, arm) for cell in group],
+                [cell.variances(kind, setting, "uniform") for cell in group],
+                scale.num_resamples,
+            )
+            for group in groups.values()
+        ]
+        print(f"{arm:16}" + "".join(f"{shown(*ratio):>24}" for ratio in ratios))
+
+
 def print_tables(cells: list[Measurement], records: list[dict[str, Any]], scale: Scale) -> None:
     """Print the headline and what is behind it."""
-    histories = sorted({cell.history for cell in cells})
+    for setting in range(len(SETTINGS)):
+        print_exact(cells, "gradient", setting, scale)
     headline = [cell for cell in cells if cell.history >= 16]
-    for number, (mean, least, most) in enumerate(SETTINGS):
-        print(
-            f"\nExact leave-one-out variance relative to uniform, mean group {mean}, sizes [{least}, {most}], "
-            "by earlier rollouts"
-        )
-        print(f"{'':16}" + "".join(f"{history:>24}" for history in histories) + f"{'16 and more':>24}")
-        for arm in ARMS:
-            columns = [[cell for cell in cells if cell.history == history] for history in histories]
-            ratios = [
-                ratio_to_uniform(
-                    [cell.exact[number, arm] for cell in column],
-                    [cell.exact[number, "uniform"] for cell in column],
-                    scale.num_resamples,
-                )
-                for column in (*columns, headline)
-            ]
-            print(f"{arm:16}" + "".join(f"{shown(*ratio):>24}" for ratio in ratios))
     print(f"\n{scale.num_batches} batches, mean group 8, sizes [2, 24], 16 and more earlier rollouts")
     print(f"{'mode':18}{'arm':16}{'variance ratio':>24}{'bias, share of ‖∇J‖':>28}{'gradient length':>17}")
     for record in records:
@@ -497,17 +534,23 @@ def print_tables(cells: list[Measurement], records: list[dict[str, Any]], scale:
         bias = relative_bias([cell.squared_bias[mode, arm] for cell in headline], scale.num_resamples)
         length = np.mean([cell.length[mode, arm] for cell in headline])
         print(f"{mode:18}{arm:16}{shown(*ratio):>24}{shown(*bias):>28}{length:17.3f}")
-    print("\nExact variance of the vocabulary head's gradient alone, as VarianceReductionMonitor sees it, 16 and more")
-    for arm in ARMS:
-        heads = [[cell.head[name] for cell in headline] for name in (arm, "uniform")]
-        print(f"{arm:16}{shown(*ratio_to_uniform(*heads, scale.num_resamples)):>24}")
-    print("\nThe pool: mean success rate, share of prompts with p(1 − p) < 0.005, best possible ratio without bounds")
-    for history in histories:
-        rates = np.concatenate([cell.success_rates for cell in cells if cell.history == history])
-        variances = rates * (1 - rates)
+    for kind in ("head", "model"):
+        print_exact(cells, kind, 0, scale)
+    print("\n16 and more earlier rollouts: share of prompts by success rate; of Σ p(1 − p); of the variance")
+    rates = np.concatenate([cell.success_rates for cell in headline])
+    model, gradient = (
+        np.concatenate([v / v.sum() for v in (cell.variances(kind, 0, "uniform") for cell in headline)]) / len(headline)
+        for kind in ("model", "gradient")
+    )
+    for low, high in pairwise((0, 0.005, 0.05, 0.5, 0.8, 0.95, 0.995, 1.001)):
+        chosen = (rates >= low) & (rates < high)
         print(
-            f"{history:16}{rates.mean():12.3f}{(variances < 0.005).mean():12.3f}{best_variance_ratio(variances):12.3f}"
+            f"{f'{low} ≤ p < {high}':20}{chosen.mean():12.3f}{model[chosen].sum():12.3f}{gradient[chosen].sum():12.3f}"
         )
+    print("\nMean success rate and best possible ratio of the model without bounds, by earlier rollouts")
+    for history in sorted({cell.history for cell in cells}):
+        rates = np.concatenate([cell.success_rates for cell in cells if cell.history == history])
+        print(f"{history:16}{rates.mean():12.3f}{best_variance_ratio(rates * (1 - rates)):12.3f}")
 
 
 def quiet() -> None:

@@ -170,7 +170,7 @@ class Collected:
     rollouts: tuple[Rollout, ...]
     """This rank's rollouts of these prompts."""
     outcomes: tuple[Outcome, ...]
-    """All ranks' outcomes of these prompts, failed ones included."""
+    """All ranks' outcomes of these prompts; without those whose failed reward drops the rollout."""
     spare: Rollout
     """Any rollout sampled on this rank."""
     num_tokens: int

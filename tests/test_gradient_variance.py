@@ -224,7 +224,15 @@ def test_a_head_that_is_not_linear_is_refused(policy, rollouts, monkeypatch):
 
 ROOT = Path(__file__).parents[1]
 MODES = ("rloo+prompt_mean", "grpo+prompt_mean", "paper_code")
-ARMS = ("uniform", "beta_posterior", "arcsine_kalman", "paper_bernoulli", "oracle", "random_matched")
+ARMS = (
+    "uniform",
+    "beta_posterior",
+    "arcsine_kalman",
+    "paper_bernoulli",
+    "oracle",
+    "oracle_gradient",
+    "random_matched",
+)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +268,7 @@ def test_batches_have_the_variance_of_the_formula_and_no_bias(benchmark, make_pr
         references.append(benchmark.Reference(responses, index, rewards, scores))
     scale = benchmark.Scale(num_prompts=3, num_references=200, num_batches=2000)
     sizes = dict.fromkeys(benchmark.ARMS, np.array([4, 4, 4])) | {"oracle": np.array([2, 3, 7])}
-    result = benchmark.Measurement(16, np.zeros(3))
+    result = benchmark.Measurement(0, 16, np.zeros(3), {}, [], [])
     benchmark.measure_batches(result, references, sizes, scale, np.random.default_rng(1))
     for arm in ("uniform", "oracle"):
         exact = (

@@ -1,212 +1,221 @@
-"""Token statistics and their gradients from tiles of logits, `[tokens of a block, some of the vocabulary]`.
+"""Two autograd functions that never hold `[num_tokens, vocab_size]` logits.
 
-A tile is small enough to stay in cache, is reduced to running sums over the vocabulary and turned into its own gradient
-in place. With z the logits after softcap and temperature, π = softmax(z), Λ = log π + H, P = Σπ² and M = Σπ²Λ:
-
-    ∂ log π(a) / ∂z = e_a − π
-    ∂H / ∂z         = −π ⊙ Λ
-    ∂M / ∂z         = π ⊙ ((2π − P) ⊙ Λ + π − P − 2M)
-
-The first follows from log π(a) = z_a − log Σ e^z; the others from ∂π_k/∂z_j = π_k (1[k = j] − π_j) by the product rule.
-A softcap c · tanh(y / c) multiplies the gradient by 1 − tanh²(y / c).
-
-Two autograd functions share the tiles. `StatisticsFunction` recomputes them in the backward pass: four matrix products
-of the head, for any loss. `LossFunction` keeps one block's row of tiles until the loss of its tokens is known: three.
+`StatisticsFunction` gives the statistics to any loss and makes the logits again in the backward pass: four matrix
+products of the head. `LossFunction` holds one block's logits until the loss of its tokens is known, and makes their
+gradient at once: three. The second needs a loss that is a sum over tokens, each block's share computed by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# π of a logit this far below the largest is exactly 0 in float32 and float64. It stands in for log π = −∞ of a token
-# that a mask has made impossible, whose share π log π is then 0, not NaN.
-LOWEST_LOG_PROB = -1000.0
-TILES = 3
-"""Tile buffers held at once: the logits, and two that the sums and the gradient are made in."""
+from dynamo_lightning.losses.logits_tiles import (
+    RunningSums,
+    TileStatistics,
+    Tiling,
+    Upstream,
+    gradient_tile,
+    logits_tile,
+    product,
+    shaped,
+    statistics_dtype,
+)
+
+BlockLoss = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
+"""The share of the loss of a block: from its log-probabilities, entropies and Σπ²Λ, and its place in the batch."""
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """How logits are made of a product and in which pieces."""
+class StatisticsFunction(torch.autograd.Function):
+    """Hidden states, weight and bias to log-probabilities, entropies and Σπ²Λ."""
 
-    temperature: float
-    softcap: float | None
-    dtype: torch.dtype
-    """Of the operands of the matrix products; the statistics are float32, or float64 for float64."""
-    block_size: int
-    """Tokens of a block."""
-    tile_width: int
-    """Vocabulary entries of a tile."""
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        tiling: Tiling,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Reduce the logits to running sums, vocabulary tile by vocabulary tile."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            sums = RunningSums(targets, statistics_dtype(hidden))
+            memory, *scratch = tiling.scratch(hidden)
+            operand = hidden.to(tiling.dtype)
+            for tile in tiling.tiles(len(weight)):
+                weight_tile = weight[tile].to(tiling.dtype)
+                for tokens in tiling.blocks(len(hidden)):
+                    out = shaped(memory, len(targets[tokens]), len(weight_tile))
+                    logits_tile(operand[tokens], weight_tile, None if bias is None else bias[tile], tiling, out)
+                    sums.add(out, tokens, tile, (scratch[0], scratch[1]))
+            statistics = sums.finish()
+        saved = (getattr(statistics, name) for name in statistics.__dataclass_fields__ if name != "logprobs")
+        ctx.save_for_backward(hidden, weight, bias, targets, *saved)
+        ctx.tiling = tiling
+        ctx.set_materialize_grads(False)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(statistics.entropy, statistics.squared_prob_lambda)
+        return statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda
 
-    def tiles(self, vocab_size: int) -> Iterator[slice]:
-        """The pieces of the vocabulary."""
-        return (slice(start, min(start + self.tile_width, vocab_size)) for start in range(0, vocab_size, self.tile_width))
-
-    def blocks(self, num_tokens: int) -> Iterator[slice]:
-        """The pieces of the batch."""
-        return (slice(start, min(start + self.block_size, num_tokens)) for start in range(0, num_tokens, self.block_size))
-
-    def scratch(self, hidden: Tensor, count: int) -> tuple[Tensor, ...]:
-        """Flat memory of `count` tiles, to be viewed in the shape of each."""
-        size = self.block_size * self.tile_width
-        return tuple(torch.empty(size, dtype=statistics_dtype(hidden), device=hidden.device) for _ in range(count))
-
-
-def statistics_dtype(hidden: Tensor) -> torch.dtype:
-    """Float32, or float64 for float64 hidden states."""
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
-def shaped(memory: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """The beginning of flat memory as a contiguous matrix, `[num_rows, num_columns]`."""
-    return memory[: num_rows * num_columns].view(num_rows, num_columns)
-
-
-def product(left: Tensor, right: Tensor, out: Tensor, accumulate: bool = False) -> Tensor:
-    """`out = left @ right`, or `out += left @ right`, rounded to the type of `out` only where the device can."""
-    if left.dtype == out.dtype:
-        return out.addmm_(left, right) if accumulate else torch.mm(left, right, out=out)
-    if left.device.type == "cuda" and out.dtype == torch.float32:
-        result = torch.mm(left, right, out_dtype=torch.float32)
-    else:
-        result = torch.mm(left, right)
-    return out.add_(result) if accumulate else out.copy_(result)
-
-
-def logits_tile(hidden: Tensor, weight: Tensor, bias: Tensor | None, tiling: Tiling, out: Tensor) -> Tensor:
-    """Logits of a block of tokens and a piece of the vocabulary, after softcap and temperature, in `out`."""
-    product(hidden, weight.T, out)
-    if bias is not None:
-        out.add_(bias)
-    if tiling.softcap is not None:
-        return out.div_(tiling.softcap).tanh_().mul_(tiling.softcap / tiling.temperature)
-    return out if tiling.temperature == 1.0 else out.div_(tiling.temperature)
-
-
-class RunningSums:
-    """Sums over the vocabulary of each token, relative to the largest logit so far; `[num_tokens]` each.
-
-    With `d = z − max z`: `Σ e^d`, `Σ e^d d`, `Σ e^2d`, `Σ e^2d d`. A larger maximum rescales them.
-    """
-
-    def __init__(self, targets: Tensor, dtype: torch.dtype) -> None:
-        def filled(value: float) -> Tensor:
-            return torch.full(targets.shape, value, dtype=dtype, device=targets.device)
-
-        self.targets = targets
-        self.maximum = filled(-1e30)  # finite, so that no difference of two maxima is NaN
-        self.target_logits = filled(-torch.inf)
-        self.exp, self.exp_d, self.square, self.square_d = filled(0.0), filled(0.0), filled(0.0), filled(0.0)
-
-    def add(self, logits: Tensor, tokens: slice, tile: slice, scratch: tuple[Tensor, Tensor]) -> None:
-        """Take in a tile, which stays as it is."""
-        local = self.targets[tokens] - tile.start
-        inside = (local >= 0) & (local < logits.shape[1])
-        found = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
-        target_logits = self.target_logits[tokens]
-        target_logits.copy_(torch.where(inside, found, target_logits))
-
-        previous = self.maximum[tokens]
-        maximum = torch.maximum(previous, logits.amax(1))
-        shift = previous - maximum
-        scale, square_scale = shift.exp(), (2 * shift).exp()
-        exp, exp_d, square, square_d = (
-            sums[tokens] for sums in (self.exp, self.exp_d, self.square, self.square_d)
-        )
-        exp_d.add_(shift * exp).mul_(scale)
-        square_d.add_(shift * square).mul_(square_scale)
-        exp.mul_(scale)
-        square.mul_(square_scale)
-        previous.copy_(maximum)
-
-        first, second = (shaped(memory, *logits.shape) for memory in scratch)
-        d = torch.sub(logits, maximum[:, None], out=first).clamp_(min=LOWEST_LOG_PROB)
-        e = torch.exp(d, out=second)
-        exp += e.sum(1)
-        weighted = d.mul_(e)
-        exp_d += weighted.sum(1)
-        square_d += weighted.mul_(e).sum(1)
-        square += e.mul_(e).sum(1)
-
-    def finish(self) -> TileStatistics:
-        """The statistics, once every tile is in."""
-        log_exp = self.exp.log()
-        squared_probs = self.square / self.exp.square()
-        entropy = log_exp - self.exp_d / self.exp
-        squared_log = self.square_d / self.exp.square() - log_exp * squared_probs  # Σ π² log π
-        return TileStatistics(
-            logprobs=(self.target_logits - self.maximum) - log_exp,
-            entropy=entropy,
-            squared_prob_lambda=squared_log + entropy * squared_probs,
-            squared_probs=squared_probs,
-            log_normaliser=self.maximum + log_exp,
-        )
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Make each tile again, and its gradient in its place."""
+        hidden, weight, bias, targets, entropy, squared_prob_lambda, squared_probs, log_normaliser = ctx.saved_tensors
+        statistics = TileStatistics(entropy, entropy, squared_prob_lambda, squared_probs, log_normaliser)
+        tiling: Tiling = ctx.tiling
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dtype = entropy.dtype
+        with torch.autocast(hidden.device.type, enabled=False):
+            grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs_hidden else None
+            grad_weight = torch.zeros_like(weight) if needs_weight else None
+            grad_bias = torch.zeros(len(weight), dtype=dtype, device=weight.device) if needs_bias else None
+            memory, *scratch = tiling.scratch(hidden)
+            operand = hidden.to(tiling.dtype)
+            for tile in tiling.tiles(len(weight)):
+                weight_tile = weight[tile].to(tiling.dtype)
+                # The whole gradient of this piece of the weight: summed in full precision, rounded once.
+                sum_weight = None
+                if grad_weight is not None:
+                    same = grad_weight.dtype == dtype
+                    sum_weight = grad_weight[tile] if same else torch.zeros_like(weight_tile, dtype=dtype)
+                for tokens in tiling.blocks(len(hidden)):
+                    out = shaped(memory, len(targets[tokens]), len(weight_tile))
+                    logits_tile(operand[tokens], weight_tile, None if bias is None else bias[tile], tiling, out)
+                    add_gradients(
+                        gradient_tile(
+                            out,
+                            targets[tokens],
+                            statistics[tokens],
+                            block_of(upstream, tokens),
+                            tile,
+                            tiling,
+                            (scratch[0], scratch[1]),
+                        ),
+                        operand[tokens],
+                        weight_tile,
+                        None if grad_hidden is None else grad_hidden[tokens],
+                        sum_weight,
+                        None if grad_bias is None else grad_bias[tile],
+                    )
+                if grad_weight is not None and sum_weight is not None and grad_weight.dtype != dtype:
+                    grad_weight[tile] = sum_weight
+        return rounded(grad_hidden, hidden), grad_weight, rounded(grad_bias, bias), None, None, None
 
 
-@dataclass(frozen=True)
-class TileStatistics:
-    """The statistics of `TokenStatistics` and what else the backward pass needs, `[num_tokens]` each."""
+class LossFunction(torch.autograd.Function):
+    """Hidden states, weight and bias to a loss whose gradient is made in the forward pass."""
 
-    logprobs: Tensor
-    entropy: Tensor
-    squared_prob_lambda: Tensor
-    squared_probs: Tensor
-    """P = Σπ²."""
-    log_normaliser: Tensor
-    """log Σ e^z."""
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        tiling: Tiling,
+        block_loss: BlockLoss,
+        entropy_gradient: bool,
+    ) -> Tensor:
+        """For each block: logits, statistics, loss, derivative of the loss, gradient of the logits in their place."""
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dtype = statistics_dtype(hidden)
+        total = torch.zeros((), dtype=dtype, device=hidden.device)
+        grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
+        grad_bias = torch.zeros(len(weight), dtype=dtype, device=weight.device) if needs_bias else None
+        row = torch.empty(tiling.block_size * len(weight), dtype=dtype, device=hidden.device)
+        _, *scratch = tiling.scratch(hidden)
+        operand = hidden.to(tiling.dtype)
+        for tokens in tiling.blocks(len(hidden)):
+            block = targets[tokens]
+            tiles = []
+            with torch.autocast(hidden.device.type, enabled=False):
+                sums = RunningSums(block, dtype)
+                for tile in tiling.tiles(len(weight)):
+                    weight_tile = weight[tile].to(tiling.dtype)
+                    out = shaped(row[len(block) * tile.start :], len(block), len(weight_tile))
+                    logits_tile(operand[tokens], weight_tile, None if bias is None else bias[tile], tiling, out)
+                    sums.add(out, slice(None), tile, (scratch[0], scratch[1]))
+                    tiles.append((tile, out))
+            statistics = sums.finish()
+            value, upstream = loss_and_derivatives(statistics, tokens, block_loss, entropy_gradient)
+            total += value
+            if not any(ctx.needs_input_grad) or all(part is None for part in upstream):
+                continue
+            with torch.autocast(hidden.device.type, enabled=False):
+                for tile, out in tiles:
+                    add_gradients(
+                        gradient_tile(out, block, statistics, upstream, tile, tiling, (scratch[0], scratch[1])),
+                        operand[tokens],
+                        weight[tile].to(tiling.dtype),
+                        None if grad_hidden is None else grad_hidden[tokens],
+                        None if grad_weight is None else grad_weight[tile],
+                        None if grad_bias is None else grad_bias[tile],
+                    )
+        ctx.gradients = rounded(grad_hidden, hidden), rounded(grad_weight, weight), rounded(grad_bias, bias)
+        return total
 
-    def __getitem__(self, tokens: slice) -> TileStatistics:
-        """Those of a block."""
-        return TileStatistics(*(getattr(self, name)[tokens] for name in self.__dataclass_fields__))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients and give them away, so that they are never held twice."""
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient of a fused loss can be taken once: it is given away, not copied")
+        gradients, ctx.gradients = ctx.gradients, None
+        if upstream != 1.0:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(upstream)
+        return *gradients, None, None, None, None
 
 
-Upstream = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Derivatives of the loss by log-probabilities, entropies and Σπ²Λ, `[num_tokens]` each, or None where it has none."""
+def add_gradients(
+    gradient: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None:
+    """Add a tile's share, from the derivative of the loss by its logits, to those gradients that are wanted."""
+    operand = gradient.to(hidden.dtype)
+    if grad_hidden is not None:
+        product(operand, weight, grad_hidden, accumulate=True)
+    if grad_weight is not None:
+        product(operand.T, hidden, grad_weight, accumulate=True)
+    if grad_bias is not None:
+        grad_bias += gradient.sum(0)
 
 
-def gradient_tile(
-    logits: Tensor,
-    targets: Tensor,
-    statistics: TileStatistics,
-    upstream: Upstream,
-    tile: slice,
-    tiling: Tiling,
-    scratch: tuple[Tensor, Tensor],
-) -> Tensor:
-    """Turn a tile of logits into the derivative of the loss by the head's product, in place."""
-    by_logprobs, by_entropy, by_lambda = (
-        None if part is None else part[:, None] / tiling.temperature for part in upstream
-    )
-    probs, slope = (shaped(memory, *logits.shape) for memory in scratch)
-    if tiling.softcap is not None:
-        torch.mul(logits, tiling.temperature / tiling.softcap, out=slope).square_().neg_().add_(1.0)
-    log_probs = logits.sub_(statistics.log_normaliser[:, None])
-    if by_entropy is None and by_lambda is None:
-        gradient = log_probs.exp_().mul_(0.0 if by_logprobs is None else -by_logprobs)
-    else:
-        log_probs.clamp_(min=LOWEST_LOG_PROB)
-        torch.exp(log_probs, out=probs)
-        factor = torch.zeros_like(statistics.entropy)[:, None]  # of Λ
-        if by_entropy is not None:
-            factor = factor - by_entropy
-        lambdas = log_probs.add_(statistics.entropy[:, None])
-        if by_lambda is None:
-            gradient = lambdas.mul_(factor)
-        else:
-            squared, expected = statistics.squared_probs[:, None], statistics.squared_prob_lambda[:, None]
-            gradient = lambdas.mul_(factor + by_lambda * (2 * probs - squared))
-            gradient.add_(by_lambda * (probs - squared - 2 * expected))
-        if by_logprobs is not None:
-            gradient.sub_(by_logprobs)
-        gradient.mul_(probs)
-    if by_logprobs is not None:
-        local = targets[:, None] - tile.start
-        inside = (local >= 0) & (local < logits.shape[1])
-        gradient.scatter_add_(1, local.clamp(0, logits.shape[1] - 1), torch.where(inside, by_logprobs, 0.0))
-    return gradient if tiling.softcap is None else gradient.mul_(slope)
+def loss_and_derivatives(
+    statistics: TileStatistics, tokens: slice, block_loss: BlockLoss, entropy_gradient: bool
+) -> tuple[Tensor, Upstream]:
+    """A block's loss and its derivatives by the statistics, None where it does not depend on one."""
+    leaves = [statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda]
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_(i == 0 or entropy_gradient) for i, leaf in enumerate(leaves)]
+        value = block_loss(leaves[0], leaves[1], leaves[2], tokens)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        if not value.requires_grad:
+            return value, (None, None, None)
+        found = torch.autograd.grad(value, wanted, allow_unused=True)
+    derivatives = (*found, None, None)
+    return value.detach(), (derivatives[0], derivatives[1], derivatives[2])
+
+
+def block_of(upstream: tuple[Tensor | None, ...], tokens: slice) -> Upstream:
+    """A block's share of the derivatives."""
+    logprobs, entropy, squared_prob_lambda = (None if part is None else part[tokens] for part in upstream)
+    return logprobs, entropy, squared_prob_lambda
+
+
+def rounded(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """A gradient in the type of what it is of."""
+    return gradient if gradient is None or like is None else gradient.to(like.dtype)

@@ -1,17 +1,26 @@
-"""Log-probability, entropy and Σπ²Λ of every response token, from hidden states, a chunk of logits at a time.
+"""Log-probability, entropy and Σπ²Λ of every response token, from hidden states, a piece of the logits at a time.
 
-The logits of a batch (`[num_tokens, vocab_size]`) are the largest tensor of a training step. They are never held whole:
-each chunk's logits are reduced to three numbers per token and recomputed in the backward pass.
+The logits of a batch (`[num_tokens, vocab_size]`) are the largest tensor of a training step. They are never held whole.
+`token_statistics` serves any loss; `chunked_loss` is faster where each token's loss is known from its own statistics.
+The arithmetic is in `logits_tiles.py` and `fused_statistics.py`; `statistics_from_logits` is the plain reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from dynamo_lightning.losses.fused_statistics import LossFunction, StatisticsFunction
+from dynamo_lightning.losses.logits_tiles import Tiling, statistics_dtype
+
+MAX_CHUNK_BYTES = 80 * 2**20
+"""Default bound on the memory of the logits held at once, with the scratch memory they are worked on in."""
+TILE_WIDTH = 8192
+"""Vocabulary entries worked on at once, where the bound allows: wide enough for fast matrix products."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,13 @@ def token_statistics(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy_gradient: bool = True,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
+    max_chunk_bytes: int = MAX_CHUNK_BYTES,
 ) -> TokenStatistics:
-    """The three statistics from hidden states, in chunks of tokens.
+    """The three statistics from hidden states, for any loss.
+
+    The logits are made in tiles of some tokens and some of the vocabulary, and again in the backward pass: four matrix
+    products of the head. Under autocast the products take its type, the statistics stay float32.
 
     Args:
         hidden_states: Input of the vocabulary head at each response token, `[num_tokens, hidden_size]`.
@@ -81,23 +94,113 @@ def token_statistics(
         temperature: Divides the logits, as it did when the tokens were sampled.
         softcap: `c` of models that pass logits through `c · tanh(logits / c)`.
         entropy_gradient: Whether entropies and Σπ²Λ carry gradients as well; where they only enter detached factors,
-            their graph would be memory and time for nothing.
-        chunk_size: Tokens whose logits are held at the same time.
+            their gradient would be time for nothing.
+        chunk_size: Most tokens whose logits are held at the same time; by default as many as the memory bound allows.
+        max_chunk_bytes: Bound on the memory of the logits held at once and of what they are worked on in; at least
+            one token's are held.
 
     Returns:
         The statistics, differentiable with respect to hidden states, weight and bias.
+
+    Raises:
+        ValueError: If the chunk size or the bound is not positive.
+    """
+    tiling = make_tiling(
+        hidden_states, head_weight, temperature, softcap, chunk_size, max_chunk_bytes, whole_rows=False
+    )
+    return TokenStatistics(
+        *StatisticsFunction.apply(hidden_states, head_weight, head_bias, targets, tiling, entropy_gradient)
+    )
+
+
+def chunked_loss(
+    hidden_states: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    token_loss: Callable[[TokenStatistics, slice], Tensor],
+    *,
+    head_bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy_gradient: bool = False,
+    chunk_size: int | None = None,
+    max_chunk_bytes: int = MAX_CHUNK_BYTES,
+) -> Tensor:
+    """A loss that is a sum over tokens, with each chunk's gradient made while its logits are at hand.
+
+    Three matrix products of the head. Equal to `token_loss(token_statistics(...), slice(0, num_tokens))` for every
+    loss whose shares add up; not for one that couples tokens of different chunks (GSPO's sequence ratio, normalisers
+    over the micro-batch). Only hidden states, weight and bias get gradients, and only once (no `retain_graph`); they
+    are made in the forward pass and scaled by what reaches the backward pass.
+
+    Args:
+        hidden_states: As in `token_statistics`, like all that is not named here.
+        head_weight: `[vocab_size, hidden_size]`.
+        targets: Sampled tokens, `[num_tokens]`.
+        token_loss: Gives a chunk's share of the loss, a scalar, from the chunk's statistics and the slice of
+            `0..num_tokens` that it is; called once for each chunk, in order.
+        head_bias: `[vocab_size]`, if the head has one.
+        temperature: Divides the logits.
+        softcap: `c` of `c · tanh(logits / c)`.
+        entropy_gradient: Whether the loss is differentiated through entropies and Σπ²Λ as well.
+        chunk_size: Most tokens of a chunk; all of a chunk's logits are held.
+        max_chunk_bytes: Bound on the memory of a chunk.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: If the chunk size or the bound is not positive, or the products would be float16.
     """
 
-    def chunk_statistics(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = functional.linear(hidden, head_weight, head_bias)
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
-        return statistics_from_logits(logits / temperature, target, entropy_gradient)
+    def block_loss(logprobs: Tensor, entropy: Tensor, squared_prob_lambda: Tensor, tokens: slice) -> Tensor:
+        return token_loss(TokenStatistics(logprobs, entropy, squared_prob_lambda), tokens)
 
-    chunks = []
-    for hidden, target in zip(hidden_states.split(chunk_size), targets.split(chunk_size), strict=True):
-        if torch.is_grad_enabled():
-            chunks.append(checkpoint(chunk_statistics, hidden, target, use_reentrant=False))
-        else:
-            chunks.append(chunk_statistics(hidden, target))
-    return TokenStatistics(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    tiling = make_tiling(hidden_states, head_weight, temperature, softcap, chunk_size, max_chunk_bytes, whole_rows=True)
+    if tiling.dtype == torch.float16:
+        raise ValueError(
+            "float16 needs a scaled loss, which chunked_loss cannot know: use token_statistics, or bfloat16"
+        )
+    if not torch.is_grad_enabled():
+        hidden_states, head_weight = hidden_states.detach(), head_weight.detach()
+        head_bias = None if head_bias is None else head_bias.detach()
+    return LossFunction.apply(hidden_states, head_weight, head_bias, targets, tiling, block_loss, entropy_gradient)
+
+
+def make_tiling(
+    hidden_states: Tensor,
+    head_weight: Tensor,
+    temperature: float,
+    softcap: float | None,
+    chunk_size: int | None,
+    max_chunk_bytes: int,
+    *,
+    whole_rows: bool,
+) -> Tiling:
+    """The largest pieces that fit the memory bound.
+
+    Args:
+        hidden_states: `[num_tokens, hidden_size]`.
+        head_weight: `[vocab_size, hidden_size]`.
+        temperature: Divides the logits.
+        softcap: `c` of `c · tanh(logits / c)`.
+        chunk_size: Most tokens of a block.
+        max_chunk_bytes: The bound.
+        whole_rows: Whether a token's logits are held whole, or a tile of them.
+
+    Raises:
+        ValueError: If the chunk size or the bound is not positive.
+    """
+    if max_chunk_bytes < 1 or (chunk_size is not None and chunk_size < 1):
+        raise ValueError(f"chunk_size and max_chunk_bytes must be at least 1, got {chunk_size} and {max_chunk_bytes}")
+    device, dtype = hidden_states.device.type, hidden_states.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    vocab_size, entries = len(head_weight), max_chunk_bytes // statistics_dtype(hidden_states).itemsize
+    num_tokens = max(1, len(hidden_states))
+    # Two tiles of scratch memory beside the tile, or the row of tiles, of logits.
+    tile_width = max(1, min(TILE_WIDTH, vocab_size, entries // 3))
+    per_token = vocab_size + 2 * tile_width if whole_rows else 3 * tile_width
+    block_size = max(1, min(num_tokens, chunk_size or num_tokens, entries // per_token))
+    num_blocks = -(-num_tokens // block_size)  # of equal size, as far as they go
+    return Tiling(temperature, softcap, dtype, -(-num_tokens // num_blocks), tile_width)

@@ -1,7 +1,11 @@
+import math
+
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynamo_lightning.losses.token_statistics import statistics_from_logits, token_statistics
+from dynamo_lightning.losses.token_statistics import chunked_loss, statistics_from_logits, token_statistics
 
 NUM_TOKENS, HIDDEN, VOCAB = 13, 8, 11
 
@@ -28,25 +32,9 @@ def test_statistics_equal_a_loop_over_the_vocabulary():
         assert logprobs[token].exp().item() == pytest.approx(probs[targets[token]])
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 13, 100])
-@pytest.mark.parametrize("softcap", [None, 3.0])
-def test_gradient_of_the_chunked_statistics_equals_the_plain_one(chunk_size, softcap):
-    gradients = []
-    for chunked in (True, False):
-        hidden, weight, bias, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
-        if chunked:
-            statistics = token_statistics(
-                hidden, weight, targets, head_bias=bias, temperature=0.7, softcap=softcap, chunk_size=chunk_size
-            )
-            parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
-        else:
-            logits = hidden @ weight.T + bias
-            logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
-            parts = statistics_from_logits(logits / 0.7, targets)
-        sum(((i + 1) * part * torch.arange(1, NUM_TOKENS + 1)).sum() for i, part in enumerate(parts)).backward()
-        gradients.append([*parts, hidden.grad, weight.grad, bias.grad])
-    for ours, plain in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-10, rtol=1e-10)
+def plain_logits(hidden, weight, bias, softcap):
+    logits = hidden @ weight.T + (0.0 if bias is None else bias)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def test_impossible_tokens_give_no_nan():
@@ -73,3 +61,225 @@ def test_entropy_has_no_graph_where_only_its_value_is_used():
     ours, hidden.grad = hidden.grad, None
     with_graph.logprobs.sum().backward()
     torch.testing.assert_close(ours, hidden.grad)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 13, 100])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("max_chunk_bytes", [1, 100, 2**20])
+def test_gradient_of_the_tiled_statistics_equals_the_plain_one(
+    chunk_size, softcap, with_bias, temperature, max_chunk_bytes
+):
+    gradients = []
+    for tiled in (True, False):
+        hidden, weight, bias, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+        bias = bias if with_bias else None
+        if tiled:
+            options = {"temperature": temperature, "softcap": softcap, "chunk_size": chunk_size}
+            statistics = token_statistics(
+                hidden, weight, targets, head_bias=bias, max_chunk_bytes=max_chunk_bytes, **options
+            )
+            parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
+        else:
+            parts = statistics_from_logits(plain_logits(hidden, weight, bias, softcap) / temperature, targets)
+        sum(((i + 1) * part * torch.arange(1, NUM_TOKENS + 1)).sum() for i, part in enumerate(parts)).backward()
+        gradients.append([*parts, hidden.grad, weight.grad] + ([bias.grad] if with_bias else []))
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
+def test_each_statistic_alone_has_the_gradient_that_autograd_finds(which):
+    hidden, weight, bias, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+
+    def chosen(hidden, weight, bias):
+        statistics = token_statistics(
+            hidden, weight, targets, head_bias=bias, temperature=0.7, softcap=3.0, max_chunk_bytes=300
+        )
+        parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
+        return tuple(parts[i] for i in which)
+
+    assert torch.autograd.gradcheck(chosen, (hidden, weight, bias))
+
+
+@pytest.mark.parametrize("entropy_gradient", [True, False])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("chunk_size", [1, 4, None])
+@pytest.mark.parametrize("max_chunk_bytes", [1, 500, 2**20])
+def test_loss_in_the_chunk_equals_the_loss_of_the_statistics(
+    entropy_gradient, softcap, with_bias, chunk_size, max_chunk_bytes
+):
+    advantages = torch.linspace(-1.0, 2.0, NUM_TOKENS, dtype=torch.float64)
+
+    def token_loss(statistics, tokens):
+        a = advantages[tokens]
+        loss = -(a * (statistics.logprobs + 1.0).exp()).sum() - 0.3 * (a * statistics.entropy).sum()
+        return loss + (statistics.squared_prob_lambda * statistics.logprobs).sum()
+
+    results = []
+    for in_chunk in (True, False):
+        hidden, weight, bias, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+        options = {
+            "head_bias": bias if with_bias else None,
+            "temperature": 0.7,
+            "softcap": softcap,
+            "entropy_gradient": entropy_gradient,
+            "chunk_size": chunk_size,
+            "max_chunk_bytes": max_chunk_bytes,
+        }
+        if in_chunk:
+            loss = chunked_loss(hidden, weight, targets, token_loss, **options)
+        else:
+            statistics = token_statistics(hidden, weight, targets, **options)
+            loss = token_loss(statistics, slice(0, NUM_TOKENS))
+        (3.0 * loss).backward()
+        results.append([loss, hidden.grad, weight.grad] + ([bias.grad] if with_bias else []))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def one_token_loss(statistics, tokens):
+    return statistics.logprobs.sum()
+
+
+@pytest.mark.parametrize("in_chunk", [True, False])
+def test_a_frozen_head_gets_no_gradient_and_hidden_states_get_theirs(in_chunk):
+    results = []
+    for frozen in (True, False):
+        hidden, weight, bias, targets = make_inputs()
+        hidden.requires_grad_()
+        weight.requires_grad_(not frozen)
+        if in_chunk:
+            chunked_loss(hidden, weight, targets, one_token_loss, head_bias=bias).backward()
+        else:
+            token_statistics(hidden, weight, targets, head_bias=bias).logprobs.sum().backward()
+        assert (weight.grad is None) == frozen and bias.grad is None
+        results.append(hidden.grad)
+    torch.testing.assert_close(*results)
+
+
+def test_a_tied_weight_gets_the_gradients_of_both_its_uses():
+    gradients = []
+    for tiled in (True, False):
+        _, weight, _, targets = make_inputs()
+        weight.requires_grad_()
+        hidden = torch.tanh(weight[targets])  # the embedding
+        if tiled:
+            chunked_loss(hidden, weight, targets, one_token_loss, chunk_size=4).backward()
+        else:
+            statistics_from_logits(hidden @ weight.T, targets)[0].sum().backward()
+        gradients.append(weight.grad)
+    torch.testing.assert_close(*gradients, atol=1e-10, rtol=1e-10)
+
+
+def test_without_gradient_the_values_are_the_same_and_nothing_is_kept():
+    hidden, weight, _, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+    with torch.no_grad():
+        statistics = token_statistics(hidden, weight, targets)
+        loss = chunked_loss(hidden, weight, targets, one_token_loss)
+    assert not statistics.logprobs.requires_grad and not loss.requires_grad
+    torch.testing.assert_close(statistics.logprobs, token_statistics(hidden, weight, targets).logprobs.detach())
+    torch.testing.assert_close(loss, statistics.logprobs.sum())
+
+
+@pytest.mark.parametrize("in_chunk", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bfloat16_gradients_equal_the_float32_ones_to_its_rounding(in_chunk, autocast):
+    gradients = []
+    for half in (True, False):
+        hidden, weight, bias, targets = make_inputs(torch.float32)
+        hidden, weight, bias = (
+            x.bfloat16().to(x.dtype if autocast or not half else torch.bfloat16) for x in (hidden, weight, bias)
+        )
+        for x in (hidden, weight, bias):
+            x.requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half and autocast):
+            if in_chunk:
+                chunked_loss(hidden, weight, targets, one_token_loss, head_bias=bias, chunk_size=4).backward()
+            else:
+                statistics = token_statistics(hidden, weight, targets, head_bias=bias, chunk_size=4)
+                assert statistics.logprobs.dtype == torch.float32
+                statistics.logprobs.sum().backward()
+        assert hidden.grad.dtype == hidden.dtype and weight.grad.dtype == weight.dtype
+        gradients.append([x.grad.float() for x in (hidden, weight, bias)])
+    for ours, exact in zip(*gradients, strict=True):
+        assert (ours - exact).norm() < 0.02 * exact.norm()
+
+
+def test_no_tensor_of_all_tokens_by_the_whole_vocabulary_is_saved_or_made():
+    """Structural form of the memory claim; benchmarks/token_statistics.py measures it."""
+    tokens, vocab = 64, 50
+    hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
+    weight = torch.randn(vocab, HIDDEN, requires_grad=True)
+    targets = torch.randint(vocab, (tokens,))
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(
+                x.untyped_storage().nbytes() for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)
+            )
+            return result
+
+    def pack(saved):
+        sizes.append(saved.untyped_storage().nbytes())
+        return saved
+
+    with Watch(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        token_statistics(hidden, weight, targets, max_chunk_bytes=4096).logprobs.sum().backward()
+        chunked_loss(hidden, weight, targets, one_token_loss, max_chunk_bytes=4096).backward()
+    assert 0 < max(sizes) <= 4096 < tokens * vocab * 4
+
+
+def test_confident_tokens_keep_their_small_gradient_in_bfloat16():
+    """Guard: `e_a − π` is formed in float32; rounding π first would make it 0 where π(a) > 0.998."""
+    hidden = torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[8.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)
+    token_statistics(hidden, weight, torch.tensor([0])).logprobs.sum().backward()
+    assert hidden.grad[0, 0].item() == pytest.approx(8.0 / (1.0 + math.exp(8.0)), rel=0.01)
+
+
+def test_masked_logits_give_no_nan_in_the_tiled_gradient():
+    hidden, weight, bias, targets = make_inputs()
+    bias[3], targets = -torch.inf, torch.where(targets == 3, 0, targets)
+    hidden.requires_grad_()
+    statistics = token_statistics(hidden, weight, targets, head_bias=bias, max_chunk_bytes=64)
+    plain = statistics_from_logits(hidden @ weight.T + bias, targets)
+    torch.testing.assert_close(statistics.entropy, plain[1])
+    (statistics.logprobs + statistics.entropy + statistics.squared_prob_lambda).sum().backward()
+    keep = torch.arange(VOCAB) != 3
+    other = hidden.detach().clone().requires_grad_()
+    parts = statistics_from_logits(other @ weight[keep].T + bias[keep], targets - (targets > 3).long())
+    sum(parts).sum().backward()
+    torch.testing.assert_close(hidden.grad, other.grad)
+
+
+def test_no_tokens_give_zero_gradients():
+    hidden, weight, _, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+    token_statistics(hidden[:0], weight, targets[:0]).logprobs.sum().backward()
+    chunked_loss(hidden[:0], weight, targets[:0], one_token_loss).backward()
+    assert weight.grad.abs().max() == 0
+
+
+def test_the_gradient_of_a_loss_in_the_chunk_can_be_taken_once():
+    hidden, weight, _, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+    loss = chunked_loss(hidden, weight, targets, one_token_loss)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("options", [{"chunk_size": 0}, {"max_chunk_bytes": 0}])
+def test_bounds_that_are_not_positive_are_refused(options):
+    hidden, weight, _, targets = make_inputs()
+    with pytest.raises(ValueError, match="at least 1"):
+        token_statistics(hidden, weight, targets, **options)
+
+
+def test_float16_is_refused_where_the_gradient_is_made_before_the_loss_is_scaled():
+    hidden, weight, _, targets = make_inputs(torch.float16)
+    with pytest.raises(ValueError, match="scaled loss"):
+        chunked_loss(hidden, weight, targets, one_token_loss)
