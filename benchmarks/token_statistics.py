@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynamo_lightning.losses.token_statistics import MAX_CHUNK_BYTES, TokenStatistics, chunked_loss, token_statistics
+from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics, chunked_loss, token_statistics
 
 NUM_SEQUENCES = 8  # Liger's chunks are sequences
 PLAIN = "plain logits"
@@ -221,7 +221,7 @@ def main() -> None:
         f"{options.device}, {options.tokens} tokens, vocabulary {options.vocab}, hidden size {options.hidden}, float32"
     )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {version('trl')}, {version('liger-kernel')}")
-    print(f"bound on our chunks {MAX_CHUNK_BYTES / 2**20:.0f} MiB; medians of {options.rounds} rounds")
+    print(f"bound on our chunks {MAX_LOGITS_BYTES / 2**20:.0f} MiB; medians of {options.rounds} rounds")
     print(f"gradients of hidden states and weight (subtracted): {reference['gradient_bytes'] / 2**20:.0f} MiB\n")
     print(f"{'':28}{'peak extra':>12}{'of plain':>10}{'seconds':>9}{'of plain':>10}{'processor':>11}{'of plain':>10}")
     for name in CANDIDATES:

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from dynamo_lightning.allocation.records import FloatArray
+from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
 from dynamo_lightning.packing import make_micro_batch
-from dynamo_lightning.policy import response_hidden_states
+from dynamo_lightning.policy import head_options, response_hidden_states
 from dynamo_lightning.types import Rollout
 from dynamo_lightning.update import UpdateConfig, micro_batches
 
@@ -197,7 +198,7 @@ def project_head_scores(
     head_bias: Tensor | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
-    chunk_size: int = 1024,
+    max_logits_bytes: int = MAX_LOGITS_BYTES,
 ) -> Tensor:
     """Project each token's gradient of log π(a) with respect to the vocabulary head's weight W.
 
@@ -212,12 +213,14 @@ def project_head_scores(
         head_bias: `[vocab_size]`, if the head has one.
         temperature: Divides the logits, as it did when the tokens were sampled.
         softcap: `c` of models that pass logits through `c · tanh(logits / c)`.
-        chunk_size: Tokens whose logits are held at the same time.
+        max_logits_bytes: Bound on the memory of the logits held at once and of what they are worked on in.
 
     Returns:
         `[num_tokens, num_projections]`, float32; a rollout's score is the sum over its tokens.
     """
     chunks = []
+    # Logits, their slopes, probabilities and a product, float32.
+    chunk_size = max(1, max_logits_bytes // (4 * 4 * len(head_weight)))
     for hidden, target in zip(hidden_states.split(chunk_size), targets.split(chunk_size), strict=True):
         logits = functional.linear(hidden, head_weight, head_bias).float()
         slope = torch.ones_like(logits)
@@ -261,10 +264,8 @@ def head_scores(
     Raises:
         ValueError: If the vocabulary head is not a linear layer.
     """
-    head = policy.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"the vocabulary head of {type(policy).__name__} is a {type(head).__name__}, not linear")
-    weight, bias = (t.full_tensor() if isinstance(t, DTensor) else t for t in (head.weight, head.bias))
+    head = head_options(policy)
+    weight, bias = (t.full_tensor() if isinstance(t, DTensor) else t for t in (head["head_weight"], head["head_bias"]))
     vocab_size, hidden_size = weight.shape
     projection = HeadProjection.draw(vocab_size, hidden_size, num_projections, seed, policy.device)
     scores = torch.zeros(len(rollouts), num_projections, device=policy.device)
@@ -281,8 +282,8 @@ def head_scores(
                 projection,
                 head_bias=bias,
                 temperature=temperature,
-                softcap=getattr(policy.config, "final_logit_softcapping", None),
-                chunk_size=config.logits_chunk_size,
+                softcap=head["softcap"],
+                max_logits_bytes=config.max_logits_bytes,
             )
             scores.index_add_(0, rollout_of_token[micro_batch.token_indices], tokens)
     return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_lightning.embedded import local_path
-from dynamo_lightning.losses.token_statistics import TokenStatistics, token_statistics
+from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics, chunked_loss, token_statistics
 from dynamo_lightning.packing import MicroBatch
 
 if TYPE_CHECKING:
@@ -117,27 +118,77 @@ def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> 
     return captured[0][0, micro_batch.predictor_positions]
 
 
-def response_statistics(
-    policy: PreTrainedModel,
-    micro_batch: MicroBatch,
-    *,
-    temperature: float,
-    chunk_size: int,
-    entropy_gradient: bool = False,
-) -> TokenStatistics:
-    """Statistics of the policy's distribution at every response token of a micro-batch, `[num_tokens]` each."""
+def head_options(policy: PreTrainedModel) -> dict[str, Any]:
+    """The vocabulary head as `token_statistics` takes it: `head_weight`, `head_bias`, `softcap`.
+
+    Raises:
+        ValueError: If the head is not a linear layer.
+    """
     head = policy.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(
             f"the vocabulary head of {type(policy).__name__} is a {type(head).__name__}, not a linear layer"
         )
+    softcap = getattr(policy.config, "final_logit_softcapping", None)
+    return {"head_weight": head.weight, "head_bias": head.bias, "softcap": softcap}
+
+
+def response_statistics(
+    policy: PreTrainedModel,
+    micro_batch: MicroBatch,
+    *,
+    temperature: float,
+    max_logits_bytes: int = MAX_LOGITS_BYTES,
+    entropy_gradient: bool = False,
+) -> TokenStatistics:
+    """Statistics of the policy's distribution at every response token of a micro-batch, `[num_tokens]` each."""
     return token_statistics(
         response_hidden_states(policy, micro_batch),
-        head.weight,
-        micro_batch.targets,
-        head_bias=head.bias,
+        targets=micro_batch.targets,
         temperature=temperature,
-        softcap=getattr(policy.config, "final_logit_softcapping", None),
         entropy_gradient=entropy_gradient,
-        chunk_size=chunk_size,
+        max_logits_bytes=max_logits_bytes,
+        **head_options(policy),
+    )
+
+
+def response_loss(
+    policy: PreTrainedModel,
+    micro_batch: MicroBatch,
+    token_loss: Callable[[TokenStatistics, slice], Tensor],
+    *,
+    couples_tokens: bool,
+    temperature: float,
+    max_logits_bytes: int = MAX_LOGITS_BYTES,
+    entropy_gradient: bool = False,
+) -> Tensor:
+    """A loss over the response tokens of a micro-batch, a scalar.
+
+    Args:
+        policy: The policy.
+        micro_batch: Whole rollouts.
+        token_loss: Share of the loss of some of the tokens, a scalar, from their statistics and where they are.
+        couples_tokens: Whether it must see all tokens at once; otherwise it is called for a chunk at a time, which
+            saves one of the head's four matrix products.
+        temperature: Divides the logits.
+        max_logits_bytes: Bound on the memory of the logits held at once.
+        entropy_gradient: Whether the loss is differentiated through entropies and Σπ²Λ.
+    """
+    if couples_tokens:
+        statistics = response_statistics(
+            policy,
+            micro_batch,
+            temperature=temperature,
+            max_logits_bytes=max_logits_bytes,
+            entropy_gradient=entropy_gradient,
+        )
+        return token_loss(statistics, slice(0, len(micro_batch.targets)))
+    return chunked_loss(
+        response_hidden_states(policy, micro_batch),
+        targets=micro_batch.targets,
+        token_loss=token_loss,
+        temperature=temperature,
+        entropy_gradient=entropy_gradient,
+        max_logits_bytes=max_logits_bytes,
+        **head_options(policy),
     )

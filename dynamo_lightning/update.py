@@ -33,10 +33,10 @@ from dynamo_lightning.distributed import (
 )
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
-from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics
 from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.packing import MicroBatch, make_micro_batch, pack
-from dynamo_lightning.policy import response_statistics
+from dynamo_lightning.policy import response_loss, response_statistics
 from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.types import Rollout, RolloutBatch
 
@@ -54,12 +54,12 @@ class UpdateConfig:
     """Passes over the batch."""
     max_tokens_per_micro_batch: int = 16384
     """Prompt and response tokens that go through the policy at once; bounds memory, does not change the result."""
-    logits_chunk_size: int = 1024
-    """Response tokens whose logits are held at once; bounds memory, does not change the result."""
+    max_logits_bytes: int = MAX_LOGITS_BYTES
+    """Memory for the logits that are held at once, and for working on them; does not change the result."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("num_mini_batches", "num_epochs", "max_tokens_per_micro_batch", "logits_chunk_size"):
+        for name in ("num_mini_batches", "num_epochs", "max_tokens_per_micro_batch", "max_logits_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.updates.{name} must be at least 1, got {getattr(self, name)}")
 
@@ -149,19 +149,52 @@ def micro_batches(
 def all_statistics(
     policy: PreTrainedModel, batch: RolloutBatch, config: UpdateConfig, temperature: float
 ) -> TokenStatistics:
-    """Statistics of all response tokens of this rank's rollouts, `[num_tokens]` each, float32, without gradient."""
+    """Statistics of all response tokens of this rank's rollouts, `[num_tokens]` each, without gradient.
+
+    Float32, or float64 for a float64 policy.
+    """
     num_tokens = sum(len(rollout.token_ids) for rollout in batch.rollouts)
-    columns = [torch.zeros(num_tokens, dtype=torch.float32, device=policy.device) for _ in range(3)]
+    dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
+    columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(3)]
     everything = range(len(batch.rollouts))
     for micro_batch, counts in micro_batches(batch.rollouts, everything, batch.spare, config, policy.device):
         statistics = response_statistics(
-            policy, micro_batch, temperature=temperature, chunk_size=config.logits_chunk_size
+            policy, micro_batch, temperature=temperature, max_logits_bytes=config.max_logits_bytes
         )
         if counts:
             parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
             for column, part in zip(columns, parts, strict=True):
-                column[micro_batch.token_indices] = part.float()
+                column[micro_batch.token_indices] = part.to(dtype)
     return TokenStatistics(*columns)
+
+
+def check_finite(batch: RolloutBatch, logprobs: Tensor) -> None:
+    """Stop, on every rank, if a log-probability is NaN or infinite.
+
+    Args:
+        batch: This rank's rollouts.
+        logprobs: Of their response tokens, `[num_tokens]`.
+
+    Raises:
+        RuntimeError: Names the prompts.
+    """
+    parts = logprobs.split([len(rollout.token_ids) for rollout in batch.rollouts])
+    prompt_ids = (
+        {
+            rollout.prompt.prompt_id
+            for rollout, part in zip(batch.rollouts, parts, strict=True)
+            if not torch.isfinite(part).all()
+        }
+        if not torch.isfinite(logprobs).all()
+        else set()
+    )
+    count = int(sum_over_ranks({"prompts": float(len(prompt_ids))})["prompts"])
+    if count:
+        named = ", ".join(map(str, sorted(prompt_ids)[:10])) or "on other processes"
+        raise RuntimeError(
+            f"the policy's log-probabilities of responses to {count} prompts are not finite (prompt ids {named}) at "
+            f"iteration {batch.iteration}: training stops before the policy is lost; the last checkpoint is intact"
+        )
 
 
 def token_keys(batch: RolloutBatch, device: torch.device) -> Tensor:
@@ -185,8 +218,13 @@ def scoring_pass(
     config: UpdateConfig,
     temperature: float,
 ) -> Experience:
-    """Run the policy, and the reference if there is one, over every rollout; modulate and mark the tokens."""
+    """Run the policy, and the reference if there is one, over every rollout; modulate and mark the tokens.
+
+    Raises:
+        RuntimeError: If a log-probability is not finite, on all ranks.
+    """
     statistics = all_statistics(policy, batch, config, temperature)
+    check_finite(batch, statistics.logprobs)
     lengths = torch.tensor([len(rollout.token_ids) for rollout in batch.rollouts], dtype=torch.int64)
     advantages = batch.advantages.repeat_interleave(lengths).to(policy.device)
     modulated, marks = ModulatedAdvantages(advantages), None
@@ -274,8 +312,14 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
         num_tokens=num_tokens,
         max_response_length=module.sampling.max_response_length,
     )
-    token_weight = weights.repeat_interleave(lengths).to(device)
-    sequence_indices = torch.arange(len(lengths)).repeat_interleave(lengths).to(device)
+    inputs = LossInputs(
+        old_logprobs=experience.statistics.logprobs,
+        advantages=experience.modulated.advantages,
+        weights=weights.repeat_interleave(lengths).to(device),
+        reference_logprobs=experience.reference_logprobs,
+        sequence_indices=torch.arange(len(lengths)).repeat_interleave(lengths).to(device),
+        marks=experience.marks,
+    )
     takes_part = chosen[batch.group_indices]
     if loss.vanishes_without_advantage:
         takes_part &= batch.advantages != 0
@@ -284,33 +328,41 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
     totals: dict[str, float] = {}
     for position, (micro_batch, counts) in enumerate(rows):
         with gradient_sync(module, position == len(rows) - 1):
-            statistics = response_statistics(
-                policy,
-                micro_batch,
-                temperature=module.sampling.temperature,
-                chunk_size=module.update_config.logits_chunk_size,
-                entropy_gradient=loss.entropy_coefficient != 0,
-            )
-            if not counts:
-                module.manual_backward(0.0 * statistics.logprobs.sum())
-                continue
-            tokens = micro_batch.token_indices
-            inputs = LossInputs(
-                old_logprobs=experience.statistics.logprobs[tokens],
-                advantages=experience.modulated.advantages[tokens],
-                weights=token_weight[tokens],
-                reference_logprobs=None
-                if experience.reference_logprobs is None
-                else experience.reference_logprobs[tokens],
-                sequence_indices=sequence_indices[tokens],
-                marks=None if experience.marks is None else experience.marks[tokens],
-            )
-            value, metrics = loss(statistics, inputs, num_tokens)
+            chosen_inputs = inputs[micro_batch.token_indices] if counts else None
+            share, metrics = micro_batch_loss(module, micro_batch, chosen_inputs, num_tokens)
             # DDP and FSDP average gradients over ranks; the loss is a sum over them.
-            module.manual_backward(value * world_size())
+            module.manual_backward(share * world_size())
         for name, metric in metrics.items():
-            totals[name] = totals.get(name, 0.0) + float(metric)
+            totals[name] = totals.get(name, 0.0) + metric
     return sum_over_ranks(totals)
+
+
+def micro_batch_loss(
+    module: PolicyHolder, micro_batch: MicroBatch, inputs: LossInputs | None, num_tokens: int
+) -> tuple[Tensor, dict[str, float]]:
+    """A micro-batch's share of the loss, a scalar, and of its metrics; without inputs 0, to keep the ranks in step."""
+    loss, policy = module.loss, module.policy
+    assert policy is not None
+    totals: dict[str, Tensor] = {}
+
+    def token_loss(statistics: TokenStatistics, tokens: slice) -> Tensor:
+        if inputs is None:
+            return 0.0 * statistics.logprobs.sum()
+        value, metrics = loss(statistics, inputs[tokens], num_tokens)
+        for name, metric in metrics.items():
+            totals[name] = totals[name] + metric if name in totals else metric
+        return value
+
+    share = response_loss(
+        policy,
+        micro_batch,
+        token_loss,
+        couples_tokens=loss.couples_tokens,
+        temperature=module.sampling.temperature,
+        max_logits_bytes=module.update_config.max_logits_bytes,
+        entropy_gradient=loss.entropy_coefficient != 0,
+    )
+    return share, {name: float(total) for name, total in totals.items()}
 
 
 @contextmanager

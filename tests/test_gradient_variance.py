@@ -146,8 +146,9 @@ def test_projected_head_scores_are_autograd_s(softcap, has_bias):
     hidden, weight = torch.randn(5, 4), torch.randn(7, 4, requires_grad=True)
     bias, targets = torch.randn(7) if has_bias else None, torch.tensor([0, 3, 6, 3, 1])
     projection = HeadProjection.draw(7, 4, num_projections=9, seed=1)
-    options = {"head_bias": bias, "temperature": 0.7, "softcap": softcap}
-    projected = project_head_scores(hidden, weight.detach(), targets, projection, chunk_size=2, **options)
+    # Memory for chunks of two tokens.
+    options = {"head_bias": bias, "temperature": 0.7, "softcap": softcap, "max_logits_bytes": 2 * 16 * 7}
+    projected = project_head_scores(hidden, weight.detach(), targets, projection, **options)
     for token in range(5):
         logits = torch.nn.functional.linear(hidden[token], weight, bias)
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
@@ -216,7 +217,7 @@ def test_a_head_score_is_the_sum_over_its_rollout_s_tokens(policy, rollouts):
 
 def test_a_head_that_is_not_linear_is_refused(policy, rollouts, monkeypatch):
     monkeypatch.setattr(policy, "get_output_embeddings", lambda: None)
-    with pytest.raises(ValueError, match="NoneType, not linear"):
+    with pytest.raises(ValueError, match="NoneType, not a linear layer"):
         head_scores(policy, rollouts, rollouts[0], UpdateConfig(), temperature=1.0, num_projections=2, seed=0)
 
 

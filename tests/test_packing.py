@@ -61,7 +61,7 @@ def test_packed_sequences_do_not_see_each_other(name, attention, make_prompt, ma
     ]
     packed = make_micro_batch(rollouts, [1, 2, 0], torch.device("cpu"))
     with torch.no_grad():
-        together = response_statistics(policy, packed, temperature=1.0, chunk_size=7)
+        together = response_statistics(policy, packed, temperature=1.0, max_logits_bytes=5000)
         for index in range(3):
             alone = make_micro_batch(rollouts, [index], torch.device("cpu"))
             logits = policy(alone.input_ids).logits[0, alone.predictor_positions]
@@ -75,4 +75,4 @@ def test_policy_without_a_linear_head_is_refused(tiny_policy, make_prompt, make_
     policy.set_output_embeddings(torch.nn.Identity())
     micro_batch = make_micro_batch([make_rollout(make_prompt(1), 0, (5, 6))], [0], torch.device("cpu"))
     with pytest.raises(ValueError, match="vocabulary head of Qwen3ForCausalLM is a Identity"):
-        response_statistics(policy, micro_batch, temperature=1.0, chunk_size=8)
+        response_statistics(policy, micro_batch, temperature=1.0)

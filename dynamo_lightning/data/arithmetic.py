@@ -128,7 +128,7 @@ def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[fl
     for row in pack([len(rollout.prompt.token_ids) + len(rollout.token_ids) for rollout in rollouts], max_tokens=1024):
         micro_batch = make_micro_batch(rollouts, row, policy.device)
         with torch.no_grad():
-            statistics = response_statistics(policy, micro_batch, temperature=1.0, chunk_size=1024)
+            statistics = response_statistics(policy, micro_batch, temperature=1.0)
         logprobs[micro_batch.token_indices] = statistics.logprobs
     return [float(part.sum().exp()) for part in logprobs.split([b - a for a, b in pairwise(offsets)])]
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jsonargparse import lazy_instance
@@ -47,6 +47,11 @@ class LossInputs:
     marks: Tensor | None = None
     """What the penalty's `marks` returned in the scoring pass; only with a penalty that has some."""
 
+    def __getitem__(self, tokens: slice | Tensor) -> LossInputs:
+        """Those of some of the tokens."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return LossInputs(*(None if value is None else value[tokens] for value in values))  # type: ignore[arg-type]
+
 
 @dataclass
 class PolicyLoss:
@@ -84,20 +89,26 @@ class PolicyLoss:
         no_terms = self.entropy_coefficient == 0 and self.kl_coefficient == 0
         return no_terms and not every_rollout_counts and all(part.vanishes_without_advantage for part in parts)
 
+    @property
+    def couples_tokens(self) -> bool:
+        """Whether a token's share of the loss depends on other tokens of its micro-batch."""
+        return self.surrogate.couples_tokens or (self.modulation is not None and self.modulation.is_recomputed())
+
     def __call__(
         self, statistics: TokenStatistics, inputs: LossInputs, num_tokens: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """This micro-batch's share of the loss of an optimizer step.
+        """These tokens' share of the loss of an optimizer step.
 
         Args:
-            statistics: Of the current policy, with gradient, `[num_tokens of the micro-batch]` each.
+            statistics: Of the current policy, with gradient, `[num_tokens of the micro-batch]` each; of a chunk of the
+                micro-batch unless the loss `couples_tokens`.
             inputs: The rest, in the same order.
             num_tokens: Response tokens of the whole optimizer step, all ranks: the denominator of the metrics and of
                 the mean entropy.
 
         Returns:
-            The share, a scalar; shares of all micro-batches and ranks add up to the loss. And this micro-batch's share
-            of each metric; they add up in the same way.
+            The share, a scalar; shares of all micro-batches and ranks add up to the loss. And their share of
+            each metric; these add up in the same way.
         """
         log_ratio = statistics.logprobs - inputs.old_logprobs
         advantages, indicators = inputs.advantages, {}

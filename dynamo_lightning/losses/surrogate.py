@@ -16,6 +16,9 @@ class Surrogate(ABC):
     vanishes_without_advantage: ClassVar[bool] = True
     """Whether the objective is 0 wherever the advantage is, so that updates may skip such rollouts."""
 
+    couples_tokens: ClassVar[bool] = False
+    """Whether a token's objective depends on other tokens of its rollout; then it is not evaluated chunk by chunk."""
+
     def importance_ratio(self, log_ratio: Tensor, sequence_indices: Tensor | None) -> Tensor:
         """The ratio that the objective is a function of: by default the token's own, `r = π(a) / π_old(a)`.
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from dynamo_lightning.losses.fused_statistics import LossFunction, StatisticsFunction
 from dynamo_lightning.losses.logits_tiles import Tiling, statistics_dtype
 
-MAX_CHUNK_BYTES = 80 * 2**20
+MAX_LOGITS_BYTES = 80 * 2**20
 """Default bound on the memory of the logits held at once, with the scratch memory they are worked on in."""
 TILE_WIDTH = 8192
 """Vocabulary entries worked on at once, where the bound allows: wide enough for fast matrix products."""
@@ -78,8 +78,7 @@ def token_statistics(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy_gradient: bool = True,
-    chunk_size: int | None = None,
-    max_chunk_bytes: int = MAX_CHUNK_BYTES,
+    max_logits_bytes: int = MAX_LOGITS_BYTES,
 ) -> TokenStatistics:
     """The three statistics from hidden states, for any loss.
 
@@ -95,19 +94,16 @@ def token_statistics(
         softcap: `c` of models that pass logits through `c · tanh(logits / c)`.
         entropy_gradient: Whether entropies and Σπ²Λ carry gradients as well; where they only enter detached factors,
             their gradient would be time for nothing.
-        chunk_size: Most tokens whose logits are held at the same time; by default as many as the memory bound allows.
-        max_chunk_bytes: Bound on the memory of the logits held at once and of what they are worked on in; at least
+        max_logits_bytes: Bound on the memory of the logits held at once and of what they are worked on in; at least
             one token's are held.
 
     Returns:
         The statistics, differentiable with respect to hidden states, weight and bias.
 
     Raises:
-        ValueError: If the chunk size or the bound is not positive.
+        ValueError: If the bound is not positive.
     """
-    tiling = make_tiling(
-        hidden_states, head_weight, temperature, softcap, chunk_size, max_chunk_bytes, whole_rows=False
-    )
+    tiling = make_tiling(hidden_states, head_weight, temperature, softcap, max_logits_bytes, whole_rows=False)
     return TokenStatistics(
         *StatisticsFunction.apply(hidden_states, head_weight, head_bias, targets, tiling, entropy_gradient)
     )
@@ -123,15 +119,15 @@ def chunked_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy_gradient: bool = False,
-    chunk_size: int | None = None,
-    max_chunk_bytes: int = MAX_CHUNK_BYTES,
+    max_logits_bytes: int = MAX_LOGITS_BYTES,
 ) -> Tensor:
     """A loss that is a sum over tokens, with each chunk's gradient made while its logits are at hand.
 
     Three matrix products of the head. Equal to `token_loss(token_statistics(...), slice(0, num_tokens))` for every
     loss whose shares add up; not for one that couples tokens of different chunks (GSPO's sequence ratio, normalisers
     over the micro-batch). Only hidden states, weight and bias get gradients, and only once (no `retain_graph`); they
-    are made in the forward pass and scaled by what reaches the backward pass.
+    are made in the forward pass and scaled by what reaches the backward pass. In float16 that would be too late to
+    keep small ones from vanishing: there the statistics are computed first, as for any loss.
 
     Args:
         hidden_states: As in `token_statistics`, like all that is not named here.
@@ -143,24 +139,31 @@ def chunked_loss(
         temperature: Divides the logits.
         softcap: `c` of `c · tanh(logits / c)`.
         entropy_gradient: Whether the loss is differentiated through entropies and Σπ²Λ as well.
-        chunk_size: Most tokens of a chunk; all of a chunk's logits are held.
-        max_chunk_bytes: Bound on the memory of a chunk.
+        max_logits_bytes: Bound on the memory of a chunk.
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        ValueError: If the chunk size or the bound is not positive, or the products would be float16.
+        ValueError: If the bound is not positive.
     """
 
     def block_loss(logprobs: Tensor, entropy: Tensor, squared_prob_lambda: Tensor, tokens: slice) -> Tensor:
         return token_loss(TokenStatistics(logprobs, entropy, squared_prob_lambda), tokens)
 
-    tiling = make_tiling(hidden_states, head_weight, temperature, softcap, chunk_size, max_chunk_bytes, whole_rows=True)
+    tiling = make_tiling(hidden_states, head_weight, temperature, softcap, max_logits_bytes, whole_rows=True)
     if tiling.dtype == torch.float16:
-        raise ValueError(
-            "float16 needs a scaled loss, which chunked_loss cannot know: use token_statistics, or bfloat16"
+        statistics = token_statistics(
+            hidden_states,
+            head_weight,
+            targets,
+            head_bias=head_bias,
+            temperature=temperature,
+            softcap=softcap,
+            entropy_gradient=entropy_gradient,
+            max_logits_bytes=max_logits_bytes,
         )
+        return token_loss(statistics, slice(0, len(targets)))
     if not torch.is_grad_enabled():
         hidden_states, head_weight = hidden_states.detach(), head_weight.detach()
         head_bias = None if head_bias is None else head_bias.detach()
@@ -172,8 +175,7 @@ def make_tiling(
     head_weight: Tensor,
     temperature: float,
     softcap: float | None,
-    chunk_size: int | None,
-    max_chunk_bytes: int,
+    max_logits_bytes: int,
     *,
     whole_rows: bool,
 ) -> Tiling:
@@ -184,23 +186,22 @@ def make_tiling(
         head_weight: `[vocab_size, hidden_size]`.
         temperature: Divides the logits.
         softcap: `c` of `c · tanh(logits / c)`.
-        chunk_size: Most tokens of a block.
-        max_chunk_bytes: The bound.
+        max_logits_bytes: The bound.
         whole_rows: Whether a token's logits are held whole, or a tile of them.
 
     Raises:
-        ValueError: If the chunk size or the bound is not positive.
+        ValueError: If the bound is not positive.
     """
-    if max_chunk_bytes < 1 or (chunk_size is not None and chunk_size < 1):
-        raise ValueError(f"chunk_size and max_chunk_bytes must be at least 1, got {chunk_size} and {max_chunk_bytes}")
+    if max_logits_bytes < 1:
+        raise ValueError(f"max_logits_bytes must be at least 1, got {max_logits_bytes}")
     device, dtype = hidden_states.device.type, hidden_states.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    vocab_size, entries = len(head_weight), max_chunk_bytes // statistics_dtype(hidden_states).itemsize
+    vocab_size, entries = len(head_weight), max_logits_bytes // statistics_dtype(hidden_states).itemsize
     num_tokens = max(1, len(hidden_states))
     # Two tiles of scratch memory beside the tile, or the row of tiles, of logits.
     tile_width = max(1, min(TILE_WIDTH, vocab_size, entries // 3))
     per_token = vocab_size + 2 * tile_width if whole_rows else 3 * tile_width
-    block_size = max(1, min(num_tokens, chunk_size or num_tokens, entries // per_token))
+    block_size = max(1, min(num_tokens, entries // per_token))
     num_blocks = -(-num_tokens // block_size)  # of equal size, as far as they go
     return Tiling(temperature, softcap, dtype, -(-num_tokens // num_blocks), tile_width)

@@ -54,11 +54,11 @@ def make_batch_of_tokens(module, make_prompt, make_batch, order=None):
     return assign(module, [batch], outcomes, rollouts)
 
 
-def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, **updates):
+def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, dtype=torch.float64, **updates):
     """Of the second update: the policy has moved since it sampled, so that ratios are not 1."""
     module = PolicyModule(tiny_policy, loss=loss, updates=UpdateConfig(**updates))
     module.configure_model()
-    module.policy.double()
+    module.policy.to(dtype)
     module.sampling.max_response_length = 12
     module._trainer = FakeTrainer()
     module.manual_backward = lambda loss: loss.backward()
@@ -67,7 +67,7 @@ def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, **updates):
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for parameter in module.policy.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
     metrics = accumulate_gradient(module, experience, torch.ones(len(REWARDS), dtype=torch.bool))
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.policy.parameters()]
     return torch.cat([g.flatten() for g in gradients]), {**metrics, **experience.metrics}
@@ -99,12 +99,24 @@ def test_gradient_does_not_depend_on_micro_batches_and_order(tiny_policy, make_p
     fixtures = (tiny_policy, make_prompt, make_batch, BASELINES[name])
     whole, metrics = gradient(*fixtures)
     cut, cut_metrics = gradient(
-        *fixtures, order=[5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6], max_tokens_per_micro_batch=24, logits_chunk_size=3
+        *fixtures, order=[5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6], max_tokens_per_micro_batch=24, max_logits_bytes=5000
     )
     assert whole.abs().max() > 0
-    # Statistics are kept in float32, so layouts agree to its rounding even for a float64 policy.
-    torch.testing.assert_close(cut, whole, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(cut, whole, atol=1e-10, rtol=1e-10)
     assert cut_metrics == pytest.approx(metrics, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["entropy_loss", "clip_higher", "gspo"])
+def test_in_bfloat16_the_gradient_depends_on_the_layout_no_more_than_by_rounding(
+    tiny_policy, make_prompt, make_batch, name
+):
+    fixtures = (tiny_policy, make_prompt, make_batch, BASELINES[name])
+    exact, _ = gradient(*fixtures)
+    whole, _ = gradient(*fixtures, dtype=torch.bfloat16)
+    cut, _ = gradient(*fixtures, dtype=torch.bfloat16, max_tokens_per_micro_batch=24, max_logits_bytes=5000)
+    rounding = (whole.double() - exact).norm()
+    assert 0 < rounding < 0.1 * exact.norm()
+    assert (cut.double() - whole.double()).norm() < 2 * rounding
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES.keys() - {"clip_higher", "dual_clip"}))

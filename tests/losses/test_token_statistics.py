@@ -10,6 +10,11 @@ from dynamo_lightning.losses.token_statistics import chunked_loss, statistics_fr
 NUM_TOKENS, HIDDEN, VOCAB = 13, 8, 11
 
 
+def bytes_for(num_tokens):
+    """Memory that lets a block of the inputs below be so many tokens of their whole vocabulary, in float64."""
+    return num_tokens * 3 * VOCAB * 8
+
+
 def make_inputs(dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(NUM_TOKENS, HIDDEN, generator=generator, dtype=dtype)
@@ -63,23 +68,18 @@ def test_entropy_has_no_graph_where_only_its_value_is_used():
     torch.testing.assert_close(ours, hidden.grad)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 13, 100])
+@pytest.mark.parametrize("max_logits_bytes", [1, 100, bytes_for(1), bytes_for(4), bytes_for(13), 2**20])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("max_chunk_bytes", [1, 100, 2**20])
-def test_gradient_of_the_tiled_statistics_equals_the_plain_one(
-    chunk_size, softcap, with_bias, temperature, max_chunk_bytes
-):
+def test_gradient_of_the_tiled_statistics_equals_the_plain_one(softcap, with_bias, temperature, max_logits_bytes):
     gradients = []
     for tiled in (True, False):
         hidden, weight, bias, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
         bias = bias if with_bias else None
         if tiled:
-            options = {"temperature": temperature, "softcap": softcap, "chunk_size": chunk_size}
-            statistics = token_statistics(
-                hidden, weight, targets, head_bias=bias, max_chunk_bytes=max_chunk_bytes, **options
-            )
+            options = {"temperature": temperature, "softcap": softcap, "max_logits_bytes": max_logits_bytes}
+            statistics = token_statistics(hidden, weight, targets, head_bias=bias, **options)
             parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
         else:
             parts = statistics_from_logits(plain_logits(hidden, weight, bias, softcap) / temperature, targets)
@@ -95,7 +95,7 @@ def test_each_statistic_alone_has_the_gradient_that_autograd_finds(which):
 
     def chosen(hidden, weight, bias):
         statistics = token_statistics(
-            hidden, weight, targets, head_bias=bias, temperature=0.7, softcap=3.0, max_chunk_bytes=300
+            hidden, weight, targets, head_bias=bias, temperature=0.7, softcap=3.0, max_logits_bytes=300
         )
         parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
         return tuple(parts[i] for i in which)
@@ -106,11 +106,8 @@ def test_each_statistic_alone_has_the_gradient_that_autograd_finds(which):
 @pytest.mark.parametrize("entropy_gradient", [True, False])
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("chunk_size", [1, 4, None])
-@pytest.mark.parametrize("max_chunk_bytes", [1, 500, 2**20])
-def test_loss_in_the_chunk_equals_the_loss_of_the_statistics(
-    entropy_gradient, softcap, with_bias, chunk_size, max_chunk_bytes
-):
+@pytest.mark.parametrize("max_logits_bytes", [1, 500, bytes_for(1), bytes_for(4), 2**20])
+def test_loss_in_the_chunk_equals_the_loss_of_the_statistics(entropy_gradient, softcap, with_bias, max_logits_bytes):
     advantages = torch.linspace(-1.0, 2.0, NUM_TOKENS, dtype=torch.float64)
 
     def token_loss(statistics, tokens):
@@ -126,8 +123,7 @@ def test_loss_in_the_chunk_equals_the_loss_of_the_statistics(
             "temperature": 0.7,
             "softcap": softcap,
             "entropy_gradient": entropy_gradient,
-            "chunk_size": chunk_size,
-            "max_chunk_bytes": max_chunk_bytes,
+            "max_logits_bytes": max_logits_bytes,
         }
         if in_chunk:
             loss = chunked_loss(hidden, weight, targets, token_loss, **options)
@@ -167,7 +163,7 @@ def test_a_tied_weight_gets_the_gradients_of_both_its_uses():
         weight.requires_grad_()
         hidden = torch.tanh(weight[targets])  # the embedding
         if tiled:
-            chunked_loss(hidden, weight, targets, one_token_loss, chunk_size=4).backward()
+            chunked_loss(hidden, weight, targets, one_token_loss, max_logits_bytes=bytes_for(4)).backward()
         else:
             statistics_from_logits(hidden @ weight.T, targets)[0].sum().backward()
         gradients.append(weight.grad)
@@ -197,9 +193,11 @@ def test_bfloat16_gradients_equal_the_float32_ones_to_its_rounding(in_chunk, aut
             x.requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half and autocast):
             if in_chunk:
-                chunked_loss(hidden, weight, targets, one_token_loss, head_bias=bias, chunk_size=4).backward()
+                chunked_loss(
+                    hidden, weight, targets, one_token_loss, head_bias=bias, max_logits_bytes=bytes_for(4)
+                ).backward()
             else:
-                statistics = token_statistics(hidden, weight, targets, head_bias=bias, chunk_size=4)
+                statistics = token_statistics(hidden, weight, targets, head_bias=bias, max_logits_bytes=bytes_for(4))
                 assert statistics.logprobs.dtype == torch.float32
                 statistics.logprobs.sum().backward()
         assert hidden.grad.dtype == hidden.dtype and weight.grad.dtype == weight.dtype
@@ -229,8 +227,8 @@ def test_no_tensor_of_all_tokens_by_the_whole_vocabulary_is_saved_or_made():
         return saved
 
     with Watch(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        token_statistics(hidden, weight, targets, max_chunk_bytes=4096).logprobs.sum().backward()
-        chunked_loss(hidden, weight, targets, one_token_loss, max_chunk_bytes=4096).backward()
+        token_statistics(hidden, weight, targets, max_logits_bytes=4096).logprobs.sum().backward()
+        chunked_loss(hidden, weight, targets, one_token_loss, max_logits_bytes=4096).backward()
     assert 0 < max(sizes) <= 4096 < tokens * vocab * 4
 
 
@@ -246,7 +244,7 @@ def test_masked_logits_give_no_nan_in_the_tiled_gradient():
     hidden, weight, bias, targets = make_inputs()
     bias[3], targets = -torch.inf, torch.where(targets == 3, 0, targets)
     hidden.requires_grad_()
-    statistics = token_statistics(hidden, weight, targets, head_bias=bias, max_chunk_bytes=64)
+    statistics = token_statistics(hidden, weight, targets, head_bias=bias, max_logits_bytes=64)
     plain = statistics_from_logits(hidden @ weight.T + bias, targets)
     torch.testing.assert_close(statistics.entropy, plain[1])
     (statistics.logprobs + statistics.entropy + statistics.squared_prob_lambda).sum().backward()
@@ -272,14 +270,19 @@ def test_the_gradient_of_a_loss_in_the_chunk_can_be_taken_once():
         loss.backward()
 
 
-@pytest.mark.parametrize("options", [{"chunk_size": 0}, {"max_chunk_bytes": 0}])
-def test_bounds_that_are_not_positive_are_refused(options):
+def test_a_bound_that_is_not_positive_is_refused():
     hidden, weight, _, targets = make_inputs()
     with pytest.raises(ValueError, match="at least 1"):
-        token_statistics(hidden, weight, targets, **options)
+        token_statistics(hidden, weight, targets, max_logits_bytes=0)
 
 
-def test_float16_is_refused_where_the_gradient_is_made_before_the_loss_is_scaled():
-    hidden, weight, _, targets = make_inputs(torch.float16)
-    with pytest.raises(ValueError, match="scaled loss"):
-        chunked_loss(hidden, weight, targets, one_token_loss)
+def test_float16_gradients_are_made_after_the_loss_is_scaled():
+    """Guard: made before, they would vanish where the loss is small, and scaling would come too late."""
+    gradients = []
+    for dtype in (torch.float16, torch.float32):
+        hidden, weight, _, targets = (x.to(dtype if x.is_floating_point() else x.dtype) for x in make_inputs())
+        hidden.requires_grad_()
+        loss = chunked_loss(hidden, weight, targets, lambda found, tokens: 1e-9 * found.logprobs.sum())
+        (2.0**20 * loss).backward()
+        gradients.append(hidden.grad.float())
+    assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[1].norm()
