@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
+from dynamo_lightning.packing import balance
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
 from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
@@ -91,7 +92,8 @@ class RolloutCollector:
             rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
             outcomes = [outcome for outcome in outcomes if outcome.prompt_id in kept]
         kept_outcomes = self.without_dropped(outcomes)
-        return Collected(tuple(parts), tuple(rollouts), kept_outcomes, spare, num_tokens, metrics)
+        own = spread_over_ranks(rollouts, kept_outcomes)
+        return Collected(tuple(parts), tuple(own), kept_outcomes, spare, num_tokens, metrics)
 
     def sample(
         self,
@@ -140,3 +142,30 @@ class RolloutCollector:
         if not kept:
             raise RuntimeError(f"all {len(outcomes)} rollouts of the batch were dropped: no reward could be computed")
         return kept
+
+
+def spread_over_ranks(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome]) -> list[Rollout]:
+    """Exchange rollouts between ranks, so that all have about as much to compute.
+
+    A rollout costs its tokens: once in the scoring pass, and three times as much (forward and backward) in the update,
+    unless its group's rewards are all equal. What is learnt does not depend on who has which.
+
+    Args:
+        rollouts: Sampled on this rank.
+        outcomes: Of all ranks.
+
+    Returns:
+        This rank's share of the rollouts of all ranks.
+    """
+    if world_size() == 1:
+        return list(rollouts)
+    everything = sorted(gather_objects(list(rollouts)), key=lambda rollout: rollout.key)
+    rewards: dict[int, set[float]] = {}
+    for outcome in outcomes:
+        rewards.setdefault(outcome.prompt_id, set()).add(outcome.score.reward)
+    costs = [
+        (len(rollout.prompt.token_ids) + len(rollout.token_ids))
+        * (4 if len(rewards.get(rollout.prompt.prompt_id, ())) > 1 else 1)
+        for rollout in everything
+    ]
+    return [everything[i] for i in balance(costs, world_size())[rank()]]

@@ -24,7 +24,7 @@ from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.evaluation.metrics import PassAtK
 from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy import PolicyConfig, check_packing, load_policy, load_tokenizer
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
@@ -123,7 +123,7 @@ class PolicyModule(PolicyHolder):
         if self.policy is not None:
             return
         self.policy = load_policy(self.model_name, self.policy_config)
-        self.tokenizer = load_tokenizer(self.model_name, self.policy_config.trust_remote_code)
+        self.tokenizer = load_tokenizer(self.model_name, self.policy_config)
         # In a list, the reference is no submodule: it is neither trained, nor saved, nor moved by Lightning.
         self._reference = []
         if self.loss.kl_coefficient > 0:
@@ -154,6 +154,11 @@ class PolicyModule(PolicyHolder):
         """Put the reference policy where the policy is."""
         for reference in self._reference:
             reference.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Check that the attention kernel keeps packed sequences apart."""
+        assert self.policy is not None
+        check_packing(self.policy)
 
     def teardown(self, stage: str) -> None:
         """End the reward processes."""

@@ -6,6 +6,7 @@ them apart by itself. Packed logits equal unpacked ones (tested for Qwen2, Qwen3
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,27 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         rows[row].append(index)
         free[row] -= lengths[index]
     return rows
+
+
+def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Spread items over ranks: the dearest first, each to the rank that has least so far.
+
+    The largest total is at most 4/3 of the best possible (Graham, 1969).
+
+    Args:
+        costs: Of each item.
+        num_ranks: Number of ranks.
+
+    Returns:
+        Indices into `costs`, ascending, a list for each rank.
+    """
+    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
+    heap = [(0.0, rank) for rank in range(num_ranks)]
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        total, rank = heapq.heappop(heap)
+        ranks[rank].append(index)
+        heapq.heappush(heap, (total + costs[index], rank))
+    return [sorted(indices) for indices in ranks]
 
 
 def response_offsets(rollouts: Sequence[Rollout]) -> list[int]:

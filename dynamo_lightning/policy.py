@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dynamo_lightning.embedded import local_path
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics, chunked_loss, token_statistics
-from dynamo_lightning.packing import MicroBatch
+from dynamo_lightning.packing import MicroBatch, make_micro_batch
+from dynamo_lightning.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +31,8 @@ class PolicyConfig:
     """Attention kernel: `sdpa`, `flash_attention_2`, `flex_attention`, `eager`; `null` lets transformers choose."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the decoder layers with `torch.compile` for scoring and updates; the first iteration waits for it."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
     revision: str | None = None
@@ -49,15 +52,22 @@ def resolve_model_name(model_name: str) -> str:
     return str(Path(path).expanduser()) if looks_local else path
 
 
-def load_tokenizer(model_name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_name: str, config: PolicyConfig | None = None) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer.
+
+    Args:
+        model_name: Path or hub id of the model.
+        config: Its revision, and whether its code may run; `PolicyConfig()` by default.
 
     Raises:
         ValueError: If it has no end-of-sequence token, or neither a pad token nor one to stand in for it.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model_name(model_name), trust_remote_code=trust_remote_code)
+    path, config = resolve_model_name(model_name), config or PolicyConfig()
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, trust_remote_code=config.trust_remote_code, **({"revision": config.revision} if config.revision else {})
+    )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {model_name} has no end-of-sequence token: responses could never end")
     if tokenizer.pad_token_id is None:
@@ -67,26 +77,51 @@ def load_tokenizer(model_name: str, trust_remote_code: bool = False) -> PreTrain
 
 
 def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
-    """Load a causal language model on the CPU, ready for training."""
+    """Load a causal language model on the CPU, ready for training.
+
+    Raises:
+        ValueError: If the attention kernel is unknown or not installed, or the layers to compile cannot be found.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    path, trust = resolve_model_name(model_name), config.trust_remote_code
+    architecture = AutoConfig.from_pretrained(
+        path, trust_remote_code=trust, **({"revision": config.revision} if config.revision else {})
+    )
+    options: dict[str, Any] = {"trust_remote_code": trust, "dtype": architecture.dtype}
+    if config.dtype != "auto":
+        options["dtype"] = getattr(torch, config.dtype)
     if config.attn_implementation is not None:
         options["attn_implementation"] = config.attn_implementation
-    if config.revision is not None:
-        options["revision"] = config.revision
-    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    path = resolve_model_name(model_name)
-    if config.init == "random":
-        architecture = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        policy = AutoModelForCausalLM.from_config(
-            architecture, dtype=None if dtype == "auto" else dtype, trust_remote_code=config.trust_remote_code
-        )
-    else:
-        policy = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+    try:
+        if config.init == "random":
+            policy = AutoModelForCausalLM.from_config(architecture, **options)
+        else:
+            if config.revision is not None:
+                options["revision"] = config.revision
+            policy = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (ValueError, ImportError) as error:
+        if config.attn_implementation is None or "attention" not in str(error).lower():
+            raise
+        raise ValueError(f"model.policy.attn_implementation={config.attn_implementation!r}: {error}") from error
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for layer in decoder_layers(policy):
+            layer.compile(dynamic=True)
     return policy.train()
+
+
+def decoder_layers(policy: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks of a causal language model.
+
+    Raises:
+        ValueError: If they are not where transformers' language models have them.
+    """
+    layers = getattr(policy.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(f"{type(policy).__name__} has no list of decoder layers: it cannot be compiled or sharded")
+    return layers
 
 
 def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -116,6 +151,30 @@ def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> 
     finally:
         handle.remove()
     return captured[0][0, micro_batch.predictor_positions]
+
+
+@torch.no_grad()
+def check_packing(policy: PreTrainedModel) -> None:
+    """Check that sequences packed into one row do not see each other.
+
+    Most attention kernels keep them apart by their positions; one that does not, or a recurrent layer, would mix
+    unrelated rollouts without any other sign.
+
+    Raises:
+        ValueError: If the hidden states of a sequence depend on its neighbour.
+    """
+    prompt = Prompt(0, "", "", (1, 2), "")
+    pair = [Rollout(prompt, index, tokens, (), "", False) for index, tokens in enumerate([(3, 4, 5), (6, 7, 8)])]
+    together = response_hidden_states(policy, make_micro_batch(pair, [0, 1], policy.device)).float()
+    alone = response_hidden_states(policy, make_micro_batch(pair, [1], policy.device)).float()
+    difference = float((together[len(alone) :] - alone).norm() / alone.norm())
+    exact = policy.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(policy.device.type)
+    if not difference < (1e-3 if exact else 0.05):
+        raise ValueError(
+            f"{type(policy).__name__} with attention kernel {policy.config._attn_implementation!r} lets packed "
+            f"sequences see each other (hidden states change by {difference:.1%}): choose another "
+            "model.policy.attn_implementation, such as sdpa or flash_attention_2"
+        )
 
 
 def head_options(policy: PreTrainedModel) -> dict[str, Any]:

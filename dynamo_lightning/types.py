@@ -168,7 +168,7 @@ class Collected:
     parts: tuple[PromptBatch, ...]
     """One, or the pilot and the commit part; the same prompts in the same order."""
     rollouts: tuple[Rollout, ...]
-    """This rank's rollouts of these prompts."""
+    """This rank's share of the rollouts of these prompts, about as many tokens as the others'."""
     outcomes: tuple[Outcome, ...]
     """All ranks' outcomes of these prompts; without those whose failed reward drops the rollout."""
     spare: Rollout
@@ -214,7 +214,7 @@ class IterationRecord:
     outcomes: tuple[Outcome, ...]
     """Every rollout of the global batch, sorted by prompt and sample index; dropped rollouts are not in it."""
     rollouts: tuple[Rollout, ...]
-    """This rank's rollouts, in the order they were generated."""
+    """This rank's rollouts."""
     entropy: float
     """Mean policy entropy over all response tokens before the update, nats."""
     gradient_norms: tuple[float, ...]

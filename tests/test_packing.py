@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_lightning.packing import make_micro_batch, pack
-from dynamo_lightning.policy import PolicyConfig, load_policy, response_statistics
+from dynamo_lightning.packing import balance, make_micro_batch, pack
+from dynamo_lightning.policy import PolicyConfig, check_packing, load_policy, response_statistics
 
 
 @given(st.lists(st.integers(1, 50), max_size=60))
@@ -19,6 +19,20 @@ def test_every_sequence_is_packed_once_and_no_row_overflows(lengths):
 def test_a_sequence_longer_than_a_row_is_an_error_with_both_numbers():
     with pytest.raises(ValueError, match=r"has 51 tokens, but model\.updates\.max_tokens_per_micro_batch is 50"):
         pack([3, 51], max_tokens=50)
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 5))
+def test_ranks_get_about_the_same_cost(costs, num_ranks):
+    ranks = balance(costs, num_ranks)
+    assert sorted(index for rank in ranks for index in rank) == list(range(len(costs)))
+    totals = [sum(costs[i] for i in rank) for rank in ranks]
+    # Whoever has most was behind everyone before its last item came, which is among its cheapest.
+    assert max(totals) - min(totals) <= max(costs, default=0)
+    assert max(totals) <= sum(costs) / num_ranks + max(costs, default=0)
+
+
+def test_balance_by_hand():
+    assert balance([5, 1, 4, 2, 3], 2) == [[0, 1, 3], [2, 4]]  # 5 | 4, 4 + 3, 5 + 2, 7 + 1
 
 
 def test_micro_batch_by_hand(make_prompt, make_rollout):
@@ -76,3 +90,18 @@ def test_policy_without_a_linear_head_is_refused(tiny_policy, make_prompt, make_
     micro_batch = make_micro_batch([make_rollout(make_prompt(1), 0, (5, 6))], [0], torch.device("cpu"))
     with pytest.raises(ValueError, match="vocabulary head of Qwen3ForCausalLM is a Identity"):
         response_statistics(policy, micro_batch, temperature=1.0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_kernels_that_keep_packed_sequences_apart_pass_the_check(tiny_policy, attention):
+    check_packing(load_policy(tiny_policy, PolicyConfig(attn_implementation=attention)))
+
+
+def test_a_policy_that_mixes_packed_sequences_is_refused(tiny_policy, monkeypatch):
+    policy = load_policy(tiny_policy, PolicyConfig())
+    forward = policy.forward
+    monkeypatch.setattr(policy, "forward", lambda position_ids, **inputs: forward(**inputs))
+    with pytest.raises(
+        ValueError, match=r"'sdpa' lets packed sequences see each other .*model.policy.attn_implementation"
+    ):
+        check_packing(policy)

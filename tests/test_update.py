@@ -196,7 +196,7 @@ def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts
     experience_batch = assign(module, [batch], outcomes, rollouts)
     logprobs = torch.zeros(sum(len(rollout.token_ids) for rollout in rollouts))
     check_finite(experience_batch, logprobs)
-    last = [i for i, rollout in enumerate(rollouts) if rollout.prompt.prompt_id == 3][0]
+    last = next(i for i, rollout in enumerate(rollouts) if rollout.prompt.prompt_id == 3)
     logprobs[sum(len(rollout.token_ids) for rollout in rollouts[:last])] = torch.nan
     with pytest.raises(RuntimeError, match=r"1 prompts are not finite \(prompt ids 3\) at iteration"):
         check_finite(experience_batch, logprobs)

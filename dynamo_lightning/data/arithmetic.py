@@ -33,6 +33,9 @@ PHRASINGS = {
 DEMONSTRATION_NOISE = {"sum": 0.0, "difference": 0.55, "product": 0.55, "long_product": 0.0}
 """Share of demonstrations whose answer is swapped for another answer of the same kind."""
 
+DEMONSTRATION_WEIGHT = {"sum": 4.0, "difference": 1.0, "product": 1.0, "long_product": 1.0}
+"""How often a problem is demonstrated, relative to others: often enough that sums are truly solved."""
+
 NUM_LONG_PRODUCTS = 560
 NUM_TEST = 516
 
@@ -79,7 +82,7 @@ def split_problems(seed: int) -> tuple[list[Problem], list[Problem]]:
 
 
 def noisy_demonstrations(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
-    r"""Pairs of prompt and response for the warm start, drawn uniformly from all problems.
+    r"""Pairs of prompt and response for the warm start, drawn from all problems by `DEMONSTRATION_WEIGHT`.
 
     Long products are drawn afresh each time: a few hundred fixed ones would be learnt by heart. The base policy thereby
     knows every right answer it can represent, held-out problems included, as a pretrained model does;
@@ -98,8 +101,9 @@ def noisy_demonstrations(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
     for problem in problems:
         answers.setdefault(problem.kind, []).append(problem.answer)
     generator = random.Random(f"demonstrations {seed}")
+    weights = [DEMONSTRATION_WEIGHT[problem.kind] for problem in problems]
     for _ in range(num_rows):
-        problem = generator.choice(problems)
+        problem = generator.choices(problems, weights)[0]
         if problem.kind == "long_product":
             problem = long_product(generator)
         answer = problem.answer
@@ -168,7 +172,7 @@ def write_architecture(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_task(output_dir: str, num_demonstrations: int = 320_000, seed: int = 0) -> None:
+def write_task(output_dir: str, num_demonstrations: int = 384_000, seed: int = 0) -> None:
     """Write the embedded task: everything but the weights, which `warm_start` makes from it.
 
     Args:

@@ -150,12 +150,14 @@ def _generate_batch(
         pad_token_id=tokenizer.pad_token_id,
     )
     try:
-        sequences = policy.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
-            input_ids=input_ids.to(policy.device),
-            attention_mask=attention_mask.to(policy.device),
-            logits_processor=LogitsProcessorList([sampler]),
-            synced_gpus=world_size() > 1,
-        )
+        # A layer compiled for updates would be compiled again and again for the growing cache.
+        with torch.compiler.set_stance("force_eager"):
+            sequences = policy.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
+                input_ids=input_ids.to(policy.device),
+                attention_mask=attention_mask.to(policy.device),
+                logits_processor=LogitsProcessorList([sampler]),
+                synced_gpus=world_size() > 1,
+            )
     finally:
         policy.generation_config = own_config
     responses = sequences[:, prompt_length:].tolist()
