@@ -74,7 +74,7 @@ class StatisticsFunction(torch.autograd.Function):
         dtype = entropy.dtype
         with torch.autocast(hidden.device.type, enabled=False):
             grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs_hidden else None
-            grad_weight = torch.zeros_like(weight) if needs_weight else None
+            grad_weight = unfilled_gradient(weight, weight.dtype, hidden) if needs_weight else None
             grad_bias = torch.zeros(len(weight), dtype=dtype, device=weight.device) if needs_bias else None
             memory, *scratch = tiling.scratch(hidden)
             operand = hidden.to(tiling.dtype)
@@ -84,7 +84,7 @@ class StatisticsFunction(torch.autograd.Function):
                 sum_weight = None
                 if grad_weight is not None:
                     same = grad_weight.dtype == dtype
-                    sum_weight = grad_weight[tile] if same else torch.zeros_like(weight_tile, dtype=dtype)
+                    sum_weight = grad_weight[tile] if same else unfilled_gradient(weight_tile, dtype, hidden)
                 for tokens in tiling.blocks(len(hidden)):
                     out = shaped(memory, len(targets[tokens]), len(weight_tile))
                     logits_tile(operand[tokens], weight_tile, None if bias is None else bias[tile], tiling, out)
@@ -103,6 +103,7 @@ class StatisticsFunction(torch.autograd.Function):
                         None if grad_hidden is None else grad_hidden[tokens],
                         sum_weight,
                         None if grad_bias is None else grad_bias[tile],
+                        first=tokens.start == 0,
                     )
                 if grad_weight is not None and sum_weight is not None and grad_weight.dtype != dtype:
                     grad_weight[tile] = sum_weight
@@ -128,7 +129,8 @@ class LossFunction(torch.autograd.Function):
         dtype = statistics_dtype(hidden)
         total = torch.zeros((), dtype=dtype, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if needs_weight else None
+        grad_weight = unfilled_gradient(weight, dtype, hidden) if needs_weight else None
+        first = True
         grad_bias = torch.zeros(len(weight), dtype=dtype, device=weight.device) if needs_bias else None
         row = torch.empty(tiling.block_size * len(weight), dtype=dtype, device=hidden.device)
         _, *scratch = tiling.scratch(hidden)
@@ -158,7 +160,11 @@ class LossFunction(torch.autograd.Function):
                         None if grad_hidden is None else grad_hidden[tokens],
                         None if grad_weight is None else grad_weight[tile],
                         None if grad_bias is None else grad_bias[tile],
+                        first=first,
                     )
+            first = False
+        if grad_weight is not None and first:
+            grad_weight.zero_()
         ctx.gradients = rounded(grad_hidden, hidden), rounded(grad_weight, weight), rounded(grad_bias, bias)
         return total
 
@@ -176,6 +182,11 @@ class LossFunction(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
+def unfilled_gradient(weight: Tensor, dtype: torch.dtype, hidden: Tensor) -> Tensor:
+    """Memory for the gradient of the weight, which the first block fills; zeros if there are no tokens."""
+    return torch.empty_like(weight, dtype=dtype) if len(hidden) else torch.zeros_like(weight, dtype=dtype)
+
+
 def add_gradients(
     gradient: Tensor,
     hidden: Tensor,
@@ -183,13 +194,18 @@ def add_gradients(
     grad_hidden: Tensor | None,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
+    *,
+    first: bool,
 ) -> None:
-    """Add a tile's share, from the derivative of the loss by its logits, to those gradients that are wanted."""
+    """Add a tile's share, from the derivative of the loss by its logits, to those gradients that are wanted.
+
+    The first share of the weight's is written instead of added: filling a gigabyte with zeros takes time.
+    """
     operand = gradient.to(hidden.dtype)
     if grad_hidden is not None:
         product(operand, weight, grad_hidden, accumulate=True)
     if grad_weight is not None:
-        product(operand.T, hidden, grad_weight, accumulate=True)
+        product(operand.T, hidden, grad_weight, accumulate=not first)
     if grad_bias is not None:
         grad_bias += gradient.sum(0)
 

@@ -262,6 +262,28 @@ def test_no_tokens_give_zero_gradients():
     assert weight.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("num_idle", [4, NUM_TOKENS])
+def test_chunks_without_gradient_add_none(num_idle):
+    """Guard: the first chunk that has a gradient fills the weight's, whichever it is; none leaves zeros."""
+    gradients = []
+    for whole in (True, False):
+        hidden, weight, _, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+        if whole:
+            loss = (statistics_from_logits(hidden @ weight.T, targets)[0][num_idle:]).sum()
+        else:
+            loss = chunked_loss(
+                hidden,
+                weight,
+                targets,
+                lambda found, tokens: found.logprobs.sum() if tokens.start >= num_idle else torch.zeros(()),
+                max_logits_bytes=bytes_for(2),
+            )
+        loss.backward()
+        gradients.append((hidden.grad, weight.grad))
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-10, rtol=1e-10)
+
+
 def test_the_gradient_of_a_loss_in_the_chunk_can_be_taken_once():
     hidden, weight, _, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
     loss = chunked_loss(hidden, weight, targets, one_token_loss)
