@@ -27,7 +27,6 @@ reward, advantages and weights are the library's own.
 from __future__ import annotations
 
 import argparse
-import atexit
 import copy
 import json
 import logging
@@ -42,6 +41,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import pairwise
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +290,7 @@ def scorer() -> RewardScorer:
     """One for each process: its worker remembers the answers that it has judged."""
     pool = RewardScorer(MathReward(), ScoringConfig(num_workers=1))
     pool.start()
-    atexit.register(pool.close)
+    Finalize(None, pool.close, exitpriority=10)  # `atexit` is for the main process; others would wait for its worker
     return pool
 
 
