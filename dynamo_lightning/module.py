@@ -161,8 +161,9 @@ class PolicyModule(PolicyHolder):
         check_packing(self.policy)
 
     def teardown(self, stage: str) -> None:
-        """End the reward processes."""
+        """End the reward processes and what samples the responses."""
         self.collector.scorer.close()
+        self.collector.generator.close()
 
     @property
     def datamodule(self) -> Any:
@@ -175,13 +176,21 @@ class PolicyModule(PolicyHolder):
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
         self.seconds = {}
         assert self.policy is not None
+        self.sync_generator()
         found = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
+        self.collector.generator.rest()
         batch = merge_parts(found.parts)
         rollout_batch = assign_advantages(found, self.loss.advantage)
         with self.phase("score"):
             reference = self._reference[0] if self._reference else None
             experience = scoring_pass(
-                self.policy, reference, rollout_batch, self.loss, self.update_config, self.sampling.temperature
+                self.policy,
+                reference,
+                rollout_batch,
+                self.loss,
+                self.update_config,
+                self.sampling.temperature,
+                self.collector.generator.separate_engine,
             )
         with self.phase("update"):
             result = update_policy(self, experience)
@@ -219,7 +228,25 @@ class PolicyModule(PolicyHolder):
             yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def sync_generator(self) -> None:
+        """Have the generator sample from the weights as they are now."""
+        assert self.policy is not None
+        with self.phase("sync"), self.trainer.precision_plugin.forward_context():
+            self.collector.generator.sync(self.policy, self.global_step)
+
     # --- evaluation ---------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """A checkpoint may have brought other weights, and updates have."""
+        self.sync_generator()
+
+    def on_test_epoch_start(self) -> None:
+        """As in validation."""
+        self.sync_generator()
+
+    def on_predict_epoch_start(self) -> None:
+        """As in validation."""
+        self.sync_generator()
 
     def answer(self, batch: PromptBatch) -> list[Rollout]:
         """This rank's share of an evaluation batch's responses."""
@@ -245,6 +272,7 @@ class PolicyModule(PolicyHolder):
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/{source}/pass@k` with its interval."""
+        self.collector.generator.rest()
         self.log_evaluation("val")
 
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -25,12 +25,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dynamo_lightning.distributed import (
     derive_seed,
+    gather_objects,
     gather_values,
     max_over_ranks,
     run_seed,
     sum_over_ranks,
     world_size,
 )
+from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_metrics
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics
@@ -110,6 +112,8 @@ class Experience:
     """Global means over all response tokens."""
     marks: Tensor | None = None
     """The penalty's marks of this rank's response tokens, `[num_tokens]`; only with a penalty that has some."""
+    engine_weights: Tensor | None = None
+    """Importance weights of this rank's response tokens, `[num_tokens]`; only if another engine sampled them."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,18 @@ def scoring_pass(
     loss: PolicyLoss,
     config: UpdateConfig,
     temperature: float,
+    separate_engine: bool = False,
 ) -> Experience:
-    """Run the policy, and the reference if there is one, over every rollout; modulate and mark the tokens.
+    """Run the policy, and the reference if there is one, over every rollout; modulate, mark and weigh the tokens.
+
+    Args:
+        policy: What the rollouts were sampled from, to rounding.
+        reference: The frozen policy of a KL term.
+        batch: This rank's rollouts with their advantages.
+        loss: Its modulation and penalty need statistics of the whole batch.
+        config: The token budget.
+        temperature: Divides the logits.
+        separate_engine: Whether the rollouts' log-probabilities are those of another engine, which sampled them.
 
     Raises:
         RuntimeError: If a log-probability is not finite, on all ranks.
@@ -243,7 +257,14 @@ def scoring_pass(
     if reference is not None:
         reference_logprobs = all_statistics(reference, batch, config, temperature).logprobs
     metrics = {name: total / num_tokens for name, total in totals.items()}
-    return Experience(batch, statistics, modulated, reference_logprobs, metrics, marks)
+    weights = None
+    if separate_engine:
+        values = [logprob for rollout in batch.rollouts for logprob in rollout.logprobs]
+        engine_logprobs = torch.tensor(values, dtype=statistics.logprobs.dtype, device=policy.device)
+        indices = torch.arange(len(lengths)).repeat_interleave(lengths).to(policy.device)
+        weights, summary = engine_weights(statistics.logprobs, engine_logprobs, indices, loss.engine_mismatch)
+        metrics.update(mismatch_metrics(gather_objects([summary])))
+    return Experience(batch, statistics, modulated, reference_logprobs, metrics, marks, weights)
 
 
 def split_prompts(num_prompts: int, num_mini_batches: int) -> list[range]:
@@ -312,10 +333,13 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
         num_tokens=num_tokens,
         max_response_length=module.sampling.max_response_length,
     )
+    weights = weights.repeat_interleave(lengths).to(device)
+    if experience.engine_weights is not None:
+        weights = weights * experience.engine_weights
     inputs = LossInputs(
         old_logprobs=experience.statistics.logprobs,
         advantages=experience.modulated.advantages,
-        weights=weights.repeat_interleave(lengths).to(device),
+        weights=weights,
         reference_logprobs=experience.reference_logprobs,
         sequence_indices=torch.arange(len(lengths)).repeat_interleave(lengths).to(device),
         marks=experience.marks,

@@ -1,5 +1,8 @@
 """The update on a real (tiny) policy: what its gradient may and may not depend on."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -204,3 +207,24 @@ def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts
         module.policy.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(RuntimeError, match="prompt ids 0, 1, 2, 3"):
         scoring_pass(module.policy, None, experience_batch, module.loss, module.update_config, 1.0)
+
+
+def test_tokens_of_another_engine_weigh_their_ratio(tiny_policy, make_prompt, make_batch):
+    """log π_old − log π_engine = log 1.5 for every token makes the gradient 1.5 times as large."""
+    module = make_module(tiny_policy, PolicyLoss(modulation=None))
+    plain, _ = gradient(module, make_prompt, make_batch)
+    batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, REWARDS)
+    own = scoring_pass(
+        module.policy, None, assign(module, [batch], outcomes, rollouts), module.loss, module.update_config, 1.0
+    )
+    parts = (own.statistics.logprobs - math.log(1.5)).split([len(rollout.token_ids) for rollout in rollouts])
+    shifted = [replace(r, logprobs=tuple(part.tolist())) for r, part in zip(rollouts, parts, strict=True)]
+    rollout_batch = assign(module, [batch], outcomes, shifted)
+    experience = scoring_pass(module.policy, None, rollout_batch, module.loss, module.update_config, 1.0, True)
+    module.policy.zero_grad()
+    accumulate_gradient(module, experience, torch.ones(len(REWARDS), dtype=torch.bool))
+    corrected = torch.cat([parameter.grad.flatten() for parameter in module.policy.parameters()])
+    # Advantages and weights are float32.
+    torch.testing.assert_close(corrected, 1.5 * plain, atol=1e-8, rtol=1e-4)
+    assert experience.metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.5)
+    assert not any(name.startswith("sampling/") for name in own.metrics)

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
 
 from dynamo_lightning.losses.advantages import RLOO, Advantage
+from dynamo_lightning.losses.engine_mismatch import EngineMismatch
 from dynamo_lightning.losses.modulation import DynamoModulation, Modulation
 from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, Surrogate
@@ -49,7 +50,7 @@ class LossInputs:
 
     def __getitem__(self, tokens: slice | Tensor) -> LossInputs:
         """Those of some of the tokens."""
-        values = (getattr(self, field.name) for field in fields(self))
+        values = (getattr(self, part.name) for part in fields(self))
         return LossInputs(*(None if value is None else value[tokens] for value in values))  # type: ignore[arg-type]
 
 
@@ -75,6 +76,8 @@ class PolicyLoss:
     """c_H: adds `−c_H · mean token entropy` to the loss."""
     kl_coefficient: float = 0.0
     """c_kl: adds `c_kl · KL` to a frozen copy of the starting policy (estimator k3)."""
+    engine_mismatch: EngineMismatch = field(default_factory=EngineMismatch)
+    """Weights for tokens that another engine sampled."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

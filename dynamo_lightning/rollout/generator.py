@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dynamo_lightning.types import Rollout, RolloutRequest
 
@@ -31,6 +31,30 @@ class SamplingConfig:
 
 class Generator(ABC):
     """Samples responses from the policy."""
+
+    separate_engine: ClassVar[bool] = False
+    """Whether another engine samples, with a copy of the weights: then its log-probabilities differ from the policy's,
+    and the loss corrects for it."""
+
+    def sync(self, policy: PreTrainedModel, version: int) -> None:  # noqa: B027  # most generators need none
+        """Give the engine the policy's weights and check that it has them; nothing to do for the policy itself.
+
+        Called before training rollouts and before every evaluation, on all ranks at once, with the precision context of
+        training; an engine that has these weights already returns.
+
+        Args:
+            policy: The current policy.
+            version: Optimizer steps so far.
+
+        Raises:
+            RuntimeError: If the engine does not have the policy's weights afterwards.
+        """
+
+    def rest(self) -> None:  # noqa: B027
+        """Give memory back until the next `sync`: nothing is sampled before; called on all ranks at once."""
+
+    def close(self) -> None:  # noqa: B027
+        """End what was started; called once, also after a failure."""
 
     @abstractmethod
     def generate(
