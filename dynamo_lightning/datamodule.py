@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -22,6 +23,9 @@ from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.policy import load_tokenizer
 from dynamo_lightning.types import Outcome, Prompt, PromptBatch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class RolloutDataModule(L.LightningDataModule):
     """Yields the global batch of each RL iteration, its rollout budget shared out by expected gradient variance.
@@ -33,6 +37,8 @@ class RolloutDataModule(L.LightningDataModule):
         val: Prompts that `fit` and `validate` evaluate, any number of data sets.
         test: Prompts that `test` evaluates.
         predict: Prompts that `predict` answers.
+        template: Template of every data set that has neither template nor system prompt nor chat template arguments of
+            its own: a text with `{prompt}` in it, or a name such as `qwen2.5-math`; `null` is the tokenizer's own.
         tokenizer_name: Path or hub id of the tokenizer; the command line sets it to `model.model_name`.
         max_prompt_length: Longer prompts are left out, tokens; their number is reported.
         prompts_per_batch: Prompts of one RL iteration.
@@ -56,6 +62,7 @@ class RolloutDataModule(L.LightningDataModule):
         val: list[PromptSource] | None = None,
         test: list[PromptSource] | None = None,
         predict: list[PromptSource] | None = None,
+        template: str | None = None,
         tokenizer_name: str = "embedded:arithmetic-qwen3",
         max_prompt_length: int = 1024,
         prompts_per_batch: int = 64,
@@ -88,6 +95,7 @@ class RolloutDataModule(L.LightningDataModule):
             "test": test or [],
             "predict": predict or [],
         }
+        self.template = template
         self.tokenizer_name = tokenizer_name
         self.max_prompt_length = max_prompt_length
         self.prompts_per_batch = prompts_per_batch
@@ -121,18 +129,29 @@ class RolloutDataModule(L.LightningDataModule):
                 continue
             if not self.sources[group] and not (stage == "fit" and group == "val"):
                 raise ValueError(f"{stage} needs prompts: set data.{group}")
+            labels = [source.label for source in self.sources[group]]
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"data.{group}: two data sets have one name, {labels}: tell them apart by `name`")
             tokenizer = load_tokenizer(self.tokenizer_name) if self.sources[group] else None
-            self._prompts[group] = []
+            loaded = []
             for index, source in enumerate(self.sources[group]):
                 assert tokenizer is not None
                 option = f"data.{group}" if group == "train" else f"data.{group}[{index}]"
-                loaded = load_prompts(source, tokenizer, self.max_prompt_length, option=option)
-                rank_zero_info(
-                    f"{option}: {len(loaded.prompts)} prompts of {loaded.num_rows} rows in {source.path} "
-                    f"({loaded.num_merged} repeated rows merged, {loaded.num_too_long} prompts of more than "
-                    f"data.max_prompt_length={self.max_prompt_length} tokens left out)"
-                )
-                self._prompts[group].append(list(loaded.prompts))
+                loaded.append(self._load(source, tokenizer, option))
+            self._prompts[group] = loaded
+
+    def _load(self, source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> list[Prompt]:
+        """Load one data set and say what became of its rows."""
+        if source.template is None and source.system_prompt is None and not source.chat_template_kwargs:
+            source = replace(source, template=self.template)
+        loaded = load_prompts(source, tokenizer, self.max_prompt_length, option=option)
+        conflicts = f", {loaded.num_conflicting} rows with conflicting answers left out" * bool(loaded.num_conflicting)
+        rank_zero_info(
+            f"{option}: {len(loaded.prompts)} prompts of {loaded.num_rows} rows in {source.path} "
+            f"({loaded.num_merged} repeated rows merged{conflicts}, {loaded.num_too_long} prompts of more than "
+            f"data.max_prompt_length={self.max_prompt_length} tokens left out)"
+        )
+        return list(loaded.prompts)
 
     def check_answers(self, check: Any) -> None:
         """Call `check` on every reference answer that is loaded, so that a bad one is found before any training.
@@ -141,16 +160,17 @@ class RolloutDataModule(L.LightningDataModule):
             check: Raises `ValueError` for an answer that the reward could never match.
 
         Raises:
-            ValueError: Naming the data set and the prompt.
+            ValueError: Naming the file, the row and the prompt.
         """
-        for group in self._prompts.values():
-            for prompts in group:
+        for group, data_sets in self._prompts.items():
+            for source, prompts in zip(self.sources[group], data_sets, strict=True):
                 for prompt in prompts:
                     try:
                         check(prompt.answer)
                     except ValueError as error:
                         raise ValueError(
-                            f"data set {prompt.source}, prompt {prompt.question[:80]!r}: {error}"
+                            f"data set {prompt.source}, row {prompt.row} of {source.path!r} (counting from 0), "
+                            f"prompt {prompt.question[:80]!r}: {error}"
                         ) from None
 
     def train_dataloader(self) -> PromptStream:

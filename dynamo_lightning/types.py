@@ -32,6 +32,8 @@ class Prompt:
     """The row's other columns, handed to reward functions as keyword arguments."""
     count: int = 1
     """Number of identical rows that were merged into this prompt."""
+    row: int = 0
+    """Row of the data set, counting from 0; of merged rows the first."""
 
 
 class PromptBatch:

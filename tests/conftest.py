@@ -1,6 +1,7 @@
 """Tiny policies that tests build themselves: nothing is downloaded."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,13 @@ def shipped_configs() -> Path:
     from dynamo_lightning.cli import shipped_configs
 
     return shipped_configs()
+
+
+@pytest.fixture(scope="session")
+def benchmark_files() -> Path:
+    """Folder with the seven benchmarks as files; what needs it is skipped where there is none."""
+    beside = Path(__file__).parents[2] / "shared" / "data" / "benchmarks"
+    folder = Path(os.environ.get("BENCHMARK_FILES", beside))
+    if not (folder / "math500.jsonl").is_file():
+        pytest.skip(f"no benchmark files in {folder}: set BENCHMARK_FILES to a folder that has them")
+    return folder

@@ -10,18 +10,18 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dynamo_lightning.data.rows import LOCAL_SUFFIXES, Row, column_names, get_column, read_rows, without_column
+from dynamo_lightning.data.problems import BOXED, Messages, Problem, merge_rows, question_of
+from dynamo_lightning.data.rows import LOCAL_SUFFIXES, read_rows, without_column
+from dynamo_lightning.data.templates import resolve_template
 from dynamo_lightning.types import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = list[dict[str, Any]]
 
 REWARD_ARGUMENTS = ("prompt", "response", "answer")
 """Columns of these names would collide with a reward's own arguments; they are not handed to it a second time."""
@@ -43,10 +43,20 @@ class PromptSource:
     """Column with the problem: a string, or a list of chat messages; dots lead into nested columns."""
     answer_column: str = "answer"
     """Column with the reference answer; dots lead into nested columns, as in `reward_model.ground_truth`."""
+    prompt_pattern: str | None = None
+    """Regular expression whose first group is the problem within its column, for data sets that wrap it in
+    instructions; null takes all of it."""
+    answer_pattern: str | None = None
+    """Regular expression whose first group, where it matches last, is the answer within its column, as `#### (.+)` in
+    GSM8K; `boxed` is the last `\\boxed{…}`, as in MATH's solutions; null takes all of it."""
+    conflicting_answers: Literal["refuse", "drop"] = "refuse"
+    """What to do with a prompt that several rows answer differently: refuse the data set, or leave the prompt out and
+    count it."""
     template: str | None = None
     """Text around the problem, with `{prompt}` in its place and, if wanted, `{system_prompt}`; other braces stand for
-    themselves. Null takes the tokenizer's chat template. Only with a text of your own does the tokenizer add special
-    tokens, such as the beginning of sequence: a chat template has its own."""
+    themselves. Or the name of one: `plain`, `qwen2.5-math`, `qwen3`, `qwen3-no-thinking`, `llama3`. Null takes
+    `data.template`, and if that is null, too, the tokenizer's chat template. Only with a text does the tokenizer add
+    special tokens, such as the beginning of sequence: a chat template has its own."""
     system_prompt: str | None = None
     """System message put before the problem; it replaces one that the row has."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -71,21 +81,12 @@ class PromptSet:
     """Rows of the data set."""
     num_merged: int
     """Rows that repeat an earlier row's prompt and answer."""
+    num_conflicting: int
+    """Rows left out because others answer the same prompt differently."""
     num_too_long: int
     """Prompts left out because they have more tokens than allowed."""
     source: str
     """Name of the source."""
-
-
-@dataclass
-class _Problem:
-    """A row on its way to a prompt."""
-
-    row_number: int
-    prompt: str | Messages
-    answer: str
-    row: Row
-    count: int = 1
 
 
 def prompt_id(source: str, prompt: str | Messages, answer: str) -> int:
@@ -114,14 +115,15 @@ def load_prompts(
         ValueError: If the settings contradict each other, a row lacks a usable prompt or answer, one prompt has two
             answers, or every prompt is too long.
     """
+    try:
+        source = replace(source, template=resolve_template(source.template))
+    except ValueError as error:
+        raise ValueError(f"{option}.template={source.template!r} {error}") from None
     _check_settings(source, tokenizer, option)
     rows = read_rows(source.path, source.subset, source.split, option)
-    for name, column in (("prompt_column", source.prompt_column), ("answer_column", source.answer_column)):
-        if all(get_column(row, column) is None for row in rows):
-            listed = ", ".join(column_names(rows[0]))
-            raise ValueError(f"{option}.{name}: {source.path!r} has nothing in {column!r}; its columns: {listed}")
-
-    problems = _merge(rows, source, option)[: source.max_prompts]
+    problems, num_rows, num_conflicting = merge_rows(rows, source, option)
+    num_merged = sum(problem.count - 1 for problem in problems)
+    problems = problems[: source.max_prompts]
     label, prompts, shortest = source.label, [], math.inf
     known_tokens: dict[int, int] = {}  # one int object per token id instead of one per token: a third of the memory
     for problem, text, token_ids in _tokenize(problems, source, tokenizer, option):
@@ -132,13 +134,14 @@ def load_prompts(
         prompts.append(
             Prompt(
                 prompt_id=prompt_id(label, problem.prompt, problem.answer),
-                question=_question(problem.prompt),
+                question=question_of(problem.prompt),
                 text=text,
                 token_ids=tuple(map(known_tokens.setdefault, token_ids, token_ids)),
                 answer=problem.answer,
                 source=label,
                 columns={key: value for key, value in columns.items() if key not in REWARD_ARGUMENTS},
                 count=problem.count,
+                row=problem.row_number,
             )
         )
     if not prompts:
@@ -147,14 +150,16 @@ def load_prompts(
             f"data.max_prompt_length={max_prompt_length} tokens, the shortest has {shortest}"
         )
     assert len({prompt.prompt_id for prompt in prompts}) == len(prompts), "two prompts with one 63-bit hash"
-    num_merged = sum(problem.count - 1 for problem in problems)
-    return PromptSet(tuple(prompts), len(rows), num_merged, len(problems) - len(prompts), label)
+    return PromptSet(tuple(prompts), num_rows, num_merged, num_conflicting, len(problems) - len(prompts), label)
 
 
 def _check_settings(source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> None:
     """Raise a ValueError if settings contradict each other or the tokenizer."""
     if source.max_prompts is not None and source.max_prompts < 1:
         raise ValueError(f"{option}.max_prompts={source.max_prompts} must be at least 1, or null for all")
+    for name, pattern in (("prompt_pattern", source.prompt_pattern), ("answer_pattern", source.answer_pattern)):
+        if pattern is not None and (name, pattern) != ("answer_pattern", BOXED):
+            _check_pattern(pattern, f"{option}.{name}={pattern!r}")
     if source.template is None:
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
@@ -165,8 +170,6 @@ def _check_settings(source: PromptSource, tokenizer: PreTrainedTokenizerBase, op
         if fixed:
             raise ValueError(f"{option}.chat_template_kwargs may not set {', '.join(sorted(fixed))}")
         return
-    if "{prompt}" not in source.template:
-        raise ValueError(f"{option}.template={source.template!r} has no {{prompt}}")
     if (source.system_prompt is None) == ("{system_prompt}" in source.template):
         raise ValueError(
             f"{option}.template={source.template!r} and {option}.system_prompt={source.system_prompt!r}: "
@@ -176,71 +179,19 @@ def _check_settings(source: PromptSource, tokenizer: PreTrainedTokenizerBase, op
         raise ValueError(f"{option}.chat_template_kwargs={source.chat_template_kwargs} needs {option}.template: null")
 
 
-def _merge(rows: Iterable[Row], source: PromptSource, option: str) -> list[_Problem]:
-    """Return one problem for all rows with the same prompt and answer; ValueError if only the answers differ."""
-    problems: dict[str, _Problem] = {}
-    for number, row in enumerate(rows):
-        where = f"row {number} of {source.path!r} (counting from 0)"
-        try:
-            prompt = _read_prompt(get_column(row, source.prompt_column))
-        except ValueError as error:
-            raise ValueError(f"{option}.prompt_column={source.prompt_column!r}: {where} {error}") from None
-        try:
-            answer = _read_answer(get_column(row, source.answer_column))
-        except ValueError as error:
-            raise ValueError(f"{option}.answer_column={source.answer_column!r}: {where} {error}") from None
-        key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-        first = problems.setdefault(key, _Problem(number, prompt, answer, row, count=0))
-        if first.answer != answer:
-            raise ValueError(
-                f"{option}.path: rows {first.row_number} and {number} of {source.path!r} (counting from 0) have the "
-                f"same prompt but different answers, {first.answer!r} and {answer!r}"
-            )
-        first.count += 1
-    return list(problems.values())
-
-
-def _read_prompt(value: Any) -> str | Messages:
-    """Return a prompt column's value, messages without their empty fields; ValueError if it cannot be used."""
-    if value is None or value == "" or value == []:
-        raise ValueError("has no prompt")
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise ValueError(f"has a {type(value).__name__}, expected a string or a list of chat messages")
-    messages = [{key: item for key, item in message.items() if item is not None} for message in value]
-    if not all(isinstance(message.get("role"), str) for message in messages):
-        raise ValueError("has a chat message without a role")
-    if not all(isinstance(message.get("content"), str) for message in messages):
-        raise ValueError("has a chat message whose content is not text")
-    if messages[-1]["role"] != "user":
-        raise ValueError(f"has chat messages that end with the role {messages[-1]['role']!r}, expected 'user'")
-    return messages
-
-
-def _read_answer(value: Any) -> str:
-    """Return the answer as text: numbers are written out (27.0 as 27), a list of one stands for what is in it."""
-    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
-        value = value[0]
-    if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and value != value):
-        raise ValueError("has no answer")
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else repr(value)
-    raise ValueError(f"has the answer {value!r}, expected a string, a number, or a list of one of them")
-
-
-def _question(prompt: str | Messages) -> str:
-    """Return the problem itself: of messages, the user's last."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+def _check_pattern(pattern: str, option: str) -> None:
+    """Raise a ValueError if a pattern is no regular expression with a group."""
+    try:
+        num_groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{option} is no regular expression: {error}") from None
+    if not num_groups:
+        raise ValueError(f"{option} has no group: put what to take in parentheses")
 
 
 def _tokenize(
-    problems: list[_Problem], source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str
-) -> Iterator[tuple[_Problem, str, list[int]]]:
+    problems: list[Problem], source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str
+) -> Iterator[tuple[Problem, str, list[int]]]:
     """Yield each problem with its text and token ids; a thousand at a time, for fast tokenizers run in parallel."""
     for start in range(0, len(problems), 1000):
         chunk = problems[start : start + 1000]
@@ -249,7 +200,7 @@ def _tokenize(
         yield from zip(chunk, texts, encoded["input_ids"], strict=True)
 
 
-def _render(problem: _Problem, source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> str:
+def _render(problem: Problem, source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> str:
     """Return what the policy reads."""
     prompt = problem.prompt
     if source.template is not None:
@@ -259,7 +210,7 @@ def _render(problem: _Problem, source: PromptSource, tokenizer: PreTrainedTokeni
                 f"{source.path!r} (counting from 0) has {len(prompt)}: use null, the tokenizer's chat template"
             )
         # One pass, for the problem may contain the words `{system_prompt}`; no str.format, for LaTeX is full of braces.
-        values = {"{prompt}": _question(prompt), "{system_prompt}": source.system_prompt or ""}
+        values = {"{prompt}": question_of(prompt), "{system_prompt}": source.system_prompt or ""}
         return re.sub(r"\{prompt\}|\{system_prompt\}", lambda match: values[match[0]], source.template)
     from jinja2 import TemplateError
 

@@ -6,7 +6,9 @@ timestamps and, where strings and numbers are mixed, the answer "1.50" into 1.5.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,8 +21,8 @@ LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
 
 
-def read_rows(path: str, subset: str | None, split: str, option: str) -> list[Row]:
-    """Return all rows of a data set.
+def read_rows(path: str, subset: str | None, split: str, option: str) -> Iterator[Row]:
+    """Yield all rows of a data set, one at a time.
 
     Args:
         path: A local file, a name such as `embedded:arithmetic/train.jsonl`, or a hub id.
@@ -46,20 +48,22 @@ def read_rows(path: str, subset: str | None, split: str, option: str) -> list[Ro
             f"{option}.subset={subset!r}, {option}.split={split!r}: the file {path!r} has none, leave them at null and "
             f"'train' ({option}.max_prompts takes the first rows only)"
         )
-    try:
-        if file.suffix in (".json", ".jsonl"):
-            rows = list(_read_json(file))
-        elif file.suffix == ".csv":
-            rows = list(_read_csv(file))
-        else:
-            rows = _read_datasets(path if not is_local else str(file), subset, split)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{option}.path: cannot find {path!r}: {_first_line(error)}") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise ValueError(f"{option}.path: cannot read {path!r}: {_first_line(error)}") from error
-    if not rows:
+    rows = _read_file(file) if file.suffix in (".json", ".jsonl", ".csv") else None
+    rows = rows if rows is not None else _read_datasets(path if not is_local else str(file), subset, split)
+    is_empty = True
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{option}.path: cannot find {path!r}: {_first_line(error)}") from error
+        except (OSError, ValueError, csv.Error) as error:
+            raise ValueError(f"{option}.path: cannot read {path!r}: {_first_line(error)}") from error
+        is_empty = False
+        yield row
+    if is_empty:
         raise ValueError(f"{option}.path: {path!r} has no rows")
-    return rows
 
 
 def get_column(row: Row, column: str) -> Any:
@@ -88,15 +92,20 @@ def column_names(row: Row) -> list[str]:
     return names
 
 
+def _read_file(file: Path) -> Iterator[Row]:
+    """Yield the rows of a JSON or CSV file."""
+    yield from _read_csv(file) if file.suffix == ".csv" else _read_json(file)
+
+
 def _read_json(file: Path) -> Iterator[Row]:
     """Yield the rows of a file with one object per line, or with one list of objects."""
-    with file.open(encoding="utf-8-sig") as lines:
-        is_list = lines.readline().lstrip().startswith("[")
+    with file.open("rb") as lines:
+        is_list = lines.readline().removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
         lines.seek(0)
-        rows: Iterable[Any] = json.load(lines) if is_list else (line for line in lines if not line.isspace())
+        rows: Iterable[Any] = json.loads(_decode(lines.read())) if is_list else (row for row in lines if row.strip())
         for number, row in enumerate(rows):
             try:
-                parsed = row if is_list else json.loads(row)
+                parsed = row if is_list else json.loads(_decode(row))
             except ValueError as error:
                 raise ValueError(f"row {number} (counting from 0): {error}") from error
             if not isinstance(parsed, dict):
@@ -106,15 +115,24 @@ def _read_json(file: Path) -> Iterator[Row]:
 
 def _read_csv(file: Path) -> Iterator[Row]:
     """Yield the rows of a file with a header; all values stay text."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines)):
-            if None in row:
-                raise ValueError(f"row {number} (counting from 0) has more cells than the header")
-            yield row
+    for number, row in enumerate(csv.DictReader(io.StringIO(_decode(file.read_bytes()), newline=""))):
+        if None in row:
+            raise ValueError(f"row {number} (counting from 0) has more cells than the header")
+        yield row
 
 
-def _read_datasets(path: str, subset: str | None, split: str) -> list[Row]:
-    """Return the rows of a Parquet file, a folder or a hub data set."""
+def _decode(content: bytes) -> str:
+    """Return text without a byte order mark; ValueError with the line if it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start)
+        place = f"line {line} (counting from 0) " if b"\n" in content.rstrip() else ""
+        raise ValueError(f"{place}is not UTF-8, byte 0x{content[error.start]:02x}: convert the file") from None
+
+
+def _read_datasets(path: str, subset: str | None, split: str) -> Iterator[Row]:
+    """Yield the rows of a Parquet file, a folder or a hub data set."""
     import datasets  # a second to import, and only needed here
 
     try:
@@ -126,8 +144,9 @@ def _read_datasets(path: str, subset: str | None, split: str) -> list[Row]:
         raise
     except (datasets.exceptions.DatasetsError, StopIteration) as error:
         raise ValueError(_first_line(error.__cause__ or error)) from error
-    batches = dataset.iter(batch_size=1000)
-    return [dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)]
+    for batch in dataset.iter(batch_size=1000):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
 
 
 def _first_line(error: BaseException) -> str:

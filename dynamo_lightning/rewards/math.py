@@ -1,60 +1,122 @@
 r"""Is the response's final answer mathematically equal to the reference? Judged by math-verify.
 
-Two departures from plain math-verify. The last complete `\boxed{…}` alone is the final answer where there is one, as
-in the MATH benchmark's own grader: math-verify reads several boxes as one set, and its patterns are slow on long texts.
-And its time limits are off: they use signals, which C code delays; the scorer's pool kills a worker that overruns.
+Departures from plain math-verify, each for answers that it gets wrong:
+
+- The last complete `\boxed{…}` alone is the final answer where there is one, as in the MATH benchmark's own grader:
+  math-verify reads several boxes as one set. What is in the box is read as LaTeX or not at all: math-verify would fall
+  back on the last number in it, and take a reference that it cannot parse, such as `\hbar \omega - \frac{E}{2 m}`,
+  for 2. Without a box, only the end of the response is searched: its patterns take 70 ms on 2,000 characters.
+- `4.5e33` is a number, not 4.5 · e · 33, and `-1./3` is −1/3: benchmarks write both.
+- It rounds decimals to six places, where 2e-10 equals 3e-10. Small numbers must also agree to four digits.
+- Its time limits are off: they use signals, which C code delays; the scorer's pool kills a worker that overruns.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from dynamo_lightning.rewards.reward import Reward
 
 _BOX_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_DELIMITERS = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
+_UNBOXED_CHARACTERS = 500  # of a response without a box, searched for an answer
+_SMALL = 0.01  # below it, six decimal places are fewer than four digits
+_RELATIVE_TOLERANCE = 1e-4
+
+_REWRITES = (
+    (re.compile(r"(?<!\\)\$|\\[()\[\]]"), ""),  # delimiters of mathematics: in a box everything is
+    (re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])"), r"\1 \\times 10^{\2}"),
+    (re.compile(r"(?<=\d)\.(?=\s*(?:[-+*/)}\]]|$))"), ""),  # 1./3, and the full stop of a sentence
+    (re.compile(r"_\s*\{?\s*\\(max|min)\b\s*\}?"), r"_{\1}"),  # a subscript is no function
+    (re.compile(r"^\s+|[\s.]+$"), ""),
+)
+_SPELLINGS = (
+    (re.compile(r"\\(?:left|right|big|Big|displaystyle)\b|\\[,;:! ]|[\s~]"), ""),
+    (re.compile(r"\\[dt]frac"), r"\\frac"),
+    (re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}"), r"\1"),
+)
 
 
 class MathReward(Reward):
     r"""1 if the response's final answer equals the reference answer, else 0.
 
-    The final answer is the content of the last complete `\boxed{…}`; without one, it is what math-verify finds in the
-    text: "the answer is …", LaTeX between dollar signs, a number, in this order. An answer that cannot be parsed, or
-    fails to be compared, is wrong, not a failure: it is the policy's text.
+    The final answer is the content of the last complete `\boxed{…}`; without one, it is what math-verify finds at the
+    end of the text: "the answer is …", LaTeX between dollar signs, a number, in this order. An answer that cannot be
+    parsed, or fails to be compared, is wrong, not a failure: it is the policy's text.
 
     Args:
         require_boxed: Give 0 to every response without a complete `\boxed{…}`.
         max_characters: Look only at so many characters at the end of the response.
+        unparsable: What to do with a reference answer that is no mathematical expression: `refuse` to start, or
+            compare its `text`, spelled out, with the response's box. Benchmarks have a few of them.
 
     Raises:
         ValueError: If max_characters is below 1.
     """
 
-    def __init__(self, require_boxed: bool = False, max_characters: int = 5000) -> None:
+    def __init__(
+        self,
+        require_boxed: bool = False,
+        max_characters: int = 5000,
+        unparsable: Literal["refuse", "text"] = "refuse",
+    ) -> None:
         if max_characters < 1:
             raise ValueError(f"max_characters must be at least 1, got {max_characters}")
         self.require_boxed = require_boxed
         self.max_characters = max_characters
+        self.unparsable = unparsable
 
     def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
-        """Return 1.0 or 0.0; ValueError if `answer` cannot be parsed."""
+        """Return 1.0 or 0.0; ValueError if `answer` cannot be parsed and must be."""
+        self.check_answer(answer)
         ending = response[-self.max_characters :]
         boxed = last_boxed(ending)
-        if boxed is None and self.require_boxed:
-            return 0.0
-        return float(_are_equal(answer, ending if boxed is None else rf"\boxed{{{boxed}}}"))
+        if boxed is not None:
+            return float(_equals_boxed(answer, boxed))
+        return 0.0 if self.require_boxed else float(_equals_unboxed(answer, ending[-_UNBOXED_CHARACTERS:]))
 
     def check_answer(self, answer: str) -> None:
         """Raise a ValueError that quotes `answer` if math-verify makes no mathematical expression of it."""
-        _parse_answer(answer)
+        if not _parse_answer(answer) and (self.unparsable == "refuse" or not spell(answer)):
+            raise ValueError(
+                f"the reference answer {answer!r} cannot be parsed as mathematics by math-verify"
+                + (": leave it out, or set MathReward's unparsable: text" if spell(answer) else "")
+            )
 
     def warm_up(self) -> None:
         """Import math-verify and let it compile its patterns and load its grammar."""
         for ending in (r"\boxed{\frac{1}{2}}", "the answer is $3$", "4"):
-            _are_equal("1", ending)
+            self("", ending, "1")
+
+    def free_memory(self) -> None:
+        """Forget what was parsed: a hostile answer can be millions of digits."""
+        from sympy.core.cache import clear_cache
+
+        for cached in (_equals_boxed, _equals_unboxed, _parse_answer, _parse_latex):
+            cached.cache_clear()
+        clear_cache()
+
+
+def final_answer(response: str, max_characters: int = 5000) -> str | None:
+    """Return the response's boxed answer in one spelling, to count votes; None without a complete box."""
+    boxed = last_boxed(response[-max_characters:])
+    return None if boxed is None else spell(boxed)
+
+
+def spell(answer: str) -> str:
+    r"""Return an answer in one of its spellings: no spaces, no `\left`, no `\text{…}`, numbers without separators.
+
+    Equal texts are equal answers, but different ones may be equal too.
+    """
+    text = _rewrite(answer)
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    if re.fullmatch(r"[-+]?\\?\$?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    return text.removeprefix(r"\$")
 
 
 def last_boxed(text: str) -> str | None:
@@ -78,28 +140,68 @@ def last_boxed(text: str) -> str | None:
 
 # RL asks the same questions again and again: the bounds hold a few thousand problems in tens of megabytes.
 @lru_cache(maxsize=16384)
-def _are_equal(answer: str, ending: str) -> bool:
-    """Return whether the final answer in `ending` equals `answer`."""
-    from math_verify import verify
+def _equals_boxed(answer: str, boxed: str) -> bool:
+    """Return whether what is in the response's box equals `answer`."""
+    return spell(answer) == spell(boxed) != "" or _verify(_parse_answer(answer), _parse_latex(_rewrite(boxed)))
 
-    return verify(_parse_answer(answer), _parse(ending), timeout_seconds=None)
+
+@lru_cache(maxsize=16384)
+def _equals_unboxed(answer: str, ending: str) -> bool:
+    """Return whether the final answer in `ending` equals `answer`."""
+    return _verify(_parse_answer(answer), _parse(ending))
 
 
 @lru_cache(maxsize=8192)
-def _parse_answer(answer: str) -> list[Any]:
-    """Return the parsed reference answer, at least one of its readings a SymPy object."""
-    parsed = _parse(answer if _DELIMITERS.search(answer) else rf"\boxed{{{answer}}}")
-    # math-verify also returns the text itself, whatever it is: alone, it would make equality a matter of spelling.
-    if all(isinstance(reading, str) for reading in parsed):
-        raise ValueError(f"the reference answer {answer!r} cannot be parsed as mathematics by math-verify")
-    return parsed
+def _parse_answer(answer: str) -> tuple[Any, ...]:
+    """Return the readings of a reference answer, none if it is no mathematics."""
+    boxed = last_boxed(answer)
+    return _parse_latex(_rewrite(answer if boxed is None else boxed))
+
+
+def _verify(answers: Sequence[Any], readings: Sequence[Any]) -> bool:
+    """Return whether any reading equals any of the answer's."""
+    return any(_are_equal(a, b) for a in answers for b in readings)
+
+
+def _are_equal(answer: Any, reading: Any) -> bool:
+    """Return whether math-verify finds two readings equal, and they are no small numbers that differ by their size."""
+    from math_verify import verify
+    from sympy import Rational
+
+    if isinstance(answer, Rational) and isinstance(reading, Rational):
+        return answer == reading  # math-verify would go on to simplify the difference of unequal ones
+    return verify([answer], [reading], timeout_seconds=None) and not _are_different_small_numbers(answer, reading)
+
+
+def _are_different_small_numbers(first: Any, second: Any) -> bool:
+    """Return whether both are numbers near 0, of which rounding to decimal places leaves too little."""
+    try:
+        a, b = float(first), float(second)
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return False
+    return max(abs(a), abs(b)) < _SMALL and abs(a - b) > _RELATIVE_TOLERANCE * max(abs(a), abs(b))
+
+
+def _rewrite(answer: str) -> str:
+    """Return an answer without what math-verify misreads."""
+    for pattern, replacement in _REWRITES:
+        answer = pattern.sub(replacement, answer)
+    return answer
 
 
 @lru_cache(maxsize=4096)
-def _parse(text: str) -> list[Any]:
+def _parse_latex(text: str) -> tuple[Any, ...]:
+    """Return math-verify's readings of LaTeX, SymPy objects only."""
+    from math_verify import LatexExtractionConfig
+
+    # It also returns the text itself: alone, it would make equality a matter of spelling, which `spell` does better.
+    return tuple(r for r in _parse(rf"\boxed{{{text}}}", (LatexExtractionConfig(),)) if not isinstance(r, str))
+
+
+def _parse(text: str, kinds: tuple[Any, ...] | None = None) -> list[Any]:
     """Return math-verify's readings of `text`, SymPy objects and strings, best first."""
-    from math_verify import parse
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     # It warns once per process that its time limit is off, which is what we want.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return parse(text, parsing_timeout=None)
+    return parse(text, kinds or (LatexExtractionConfig(), ExprExtractionConfig()), parsing_timeout=None)

@@ -52,6 +52,9 @@ class Reward(ABC):
     def warm_up(self) -> None:  # noqa: B027
         """Import and cache what the first call would wait for; called once per worker, outside the time limit."""
 
+    def free_memory(self) -> None:  # noqa: B027
+        """Empty caches; called when a worker has used much of its memory limit."""
+
 
 class FunctionReward(Reward):
     """Any function `(prompt, response, answer, **other columns) -> float`; its name becomes the reward's name.
@@ -131,6 +134,11 @@ class WeightedReward(Reward):
         """Warm up every reward."""
         for reward in self.rewards:
             reward.warm_up()
+
+    def free_memory(self) -> None:
+        """Empty every reward's caches."""
+        for reward in self.rewards:
+            reward.free_memory()
 
 
 def _import_function(path: str) -> Any:

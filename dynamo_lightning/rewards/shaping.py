@@ -85,3 +85,7 @@ class OverlongShaping(Reward):
     def warm_up(self) -> None:
         """Warm up the wrapped reward."""
         self.reward.warm_up()
+
+    def free_memory(self) -> None:
+        """Empty the wrapped reward's caches."""
+        self.reward.free_memory()

@@ -1,6 +1,7 @@
 """From rows to prompts: every rule, and every error with the option and the values it names."""
 
 import json
+import weakref
 
 import pytest
 
@@ -16,8 +17,8 @@ def load(tmp_path, tokenizer):
 
     def load_rows(rows, max_prompt_length=100, tokenizer=tokenizer, file="sums.jsonl", **settings):
         path = tmp_path / file
-        text = rows if isinstance(rows, str) else "\n".join(json.dumps(row) for row in rows)
-        path.write_text(text, encoding="utf-8")
+        text = rows if isinstance(rows, str | bytes) else "\n".join(json.dumps(row) for row in rows)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return load_prompts(PromptSource(str(path), **settings), tokenizer, max_prompt_length)
 
     return load_rows
@@ -227,6 +228,58 @@ def test_one_prompt_with_two_answers_is_refused(load):
         load([*ROWS, {"prompt": "1+1=", "answer": "3"}])
 
 
+def test_prompts_with_conflicting_answers_are_dropped_and_counted(load):
+    conflicting = [{"prompt": "1+1=", "answer": "3"}, ROWS[0], ROWS[1]]
+    prompts = load([*ROWS, *conflicting], conflicting_answers="drop")
+    assert [(prompt.question, prompt.count, prompt.row) for prompt in prompts.prompts] == [("1+2=", 2, 1)]
+    assert (prompts.num_rows, prompts.num_merged, prompts.num_conflicting) == (5, 1, 3)
+    with pytest.raises(ValueError, match=r"data\.train\.path: every prompt of .* has conflicting answers"):
+        load(conflicting[:2], conflicting_answers="drop")
+
+
+def test_a_pattern_takes_the_answer_out_of_a_solution(load):
+    rows = [{"prompt": "a", "answer": "1 + 1 = <<1+1=2>>2 #### is\n#### 1,234 "}, {"prompt": "b", "answer": "#### 5"}]
+    assert [prompt.answer for prompt in load(rows, answer_pattern="#### (.+)").prompts] == ["1,234", "5"]
+    rows = [{"prompt": "a", "answer": r"\boxed{1} and so \boxed{\frac{1}{2}}."}]
+    assert load(rows, answer_pattern="boxed").prompts[0].answer == r"\frac{1}{2}"
+    with pytest.raises(ValueError, match=r"answer_column='answer': row 1 of .* answer_pattern='boxed' finds in 'no'"):
+        load([*rows, {"prompt": "b", "answer": "no"}], answer_pattern="boxed")
+
+
+def test_a_pattern_takes_the_problem_out_of_its_instructions(load):
+    content = 'Solve it. End with "Answer:".\n\nWhat is 1+1?\n\nRemember the line.'
+    pattern = r'(?s)"Answer:"\.\n\n(.*)\n\nRemember'
+    rows = [{"prompt": [{"role": "user", "content": content}], "answer": "2"}, {"prompt": content + " ", "answer": "2"}]
+    for prompt in load(rows, prompt_pattern=pattern).prompts:
+        assert prompt.question == "What is 1+1?"
+        assert prompt.text == "<user>What is 1+1?\n<assistant>"
+    with pytest.raises(
+        ValueError, match=r"prompt_column='prompt': row 0 of .* prompt_pattern=.* does not match: '1\+1='"
+    ):
+        load(ROWS, prompt_pattern=pattern)
+
+
+def test_two_million_repeated_rows_are_never_held(load, monkeypatch):
+    from dynamo_lightning.data import prompts as module
+
+    alive = weakref.WeakSet()
+
+    class Row(dict):
+        __slots__ = ("__weakref__",)
+        __hash__ = object.__hash__
+
+    def read_rows(*args):
+        for index in range(10_000):
+            row = Row(prompt=f"{index % 7}+1=", answer=str(index % 7 + 1))
+            alive.add(row)
+            yield row
+            assert len(alive) <= 9
+
+    monkeypatch.setattr(module, "read_rows", read_rows)
+    prompts = load(ROWS)
+    assert (len(prompts.prompts), prompts.num_rows, prompts.num_merged) == (7, 10_000, 9_993)
+
+
 def test_wrong_columns_are_refused_with_those_there_are(load):
     rows = [{"prompt": "a", "reward_model": {"ground_truth": "1", "style": "x"}}]
     listed = "its columns: prompt, reward_model.ground_truth, reward_model.style"
@@ -257,7 +310,9 @@ def test_all_prompts_too_long_is_an_error(load):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"template": "Q:"}, r"data\.train\.template='Q:' has no {prompt}"),
+        ({"template": "Q:"}, r"data\.train\.template='Q:' has no {prompt} and is none of plain, qwen2\.5-math"),
+        ({"answer_pattern": "#### "}, r"data\.train\.answer_pattern='#### ' has no group"),
+        ({"prompt_pattern": "("}, r"data\.train\.prompt_pattern='\(' is no regular expression"),
         ({"template": "{prompt}", "system_prompt": "s"}, r"data\.train\.system_prompt='s': give .* or neither"),
         ({"template": "{system_prompt}{prompt}"}, r"data\.train\.system_prompt=None: give .* or neither"),
         ({"template": "{prompt}", "chat_template_kwargs": {"a": 1}}, r"chat_template_kwargs={'a': 1} needs"),
@@ -299,6 +354,8 @@ def test_a_refusal_of_the_chat_template_names_the_row(load, make_tokenizer):
         ("a.json", "[{broken", "cannot read .*: Expecting"),
         ("a.jsonl", "5", r"row 0 \(counting from 0\) is a int, not an object"),
         ("a.csv", "prompt,answer\na,b,c\n", r"row 0 .* more cells than the header"),
+        ("a.jsonl", b'{"prompt": "a", "answer": "1"}\n{"prompt": "caf\xe9"}', r"row 1 .*is not UTF-8, byte 0xe9"),
+        ("a.csv", b"prompt,answer\na,1\ncaf\xe9,2\n", r"line 2 \(counting from 0\) is not UTF-8, byte 0xe9"),
         ("a.txt", "hello", r"is none of \.jsonl, \.json, \.csv, \.parquet"),
     ],
 )

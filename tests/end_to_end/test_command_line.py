@@ -143,7 +143,7 @@ def test_empty_data_and_rows_without_answer_are_refused(config):
 
 def test_an_unparsable_answer_is_found_before_training(config):
     Path("bad.jsonl").write_text('{"prompt": "1+1=", "answer": "\\\\frac{1}{"}\n')
-    with pytest.raises(SystemExit, match="error: data set bad, prompt '1\\+1='"):
+    with pytest.raises(SystemExit, match=r"error: data set bad, row 0 of 'bad\.jsonl' .*'1\+1='"):
         run(
             "fit",
             "--config",

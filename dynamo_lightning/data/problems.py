@@ -1,0 +1,155 @@
+"""From rows to problems: the two columns are read, and rows that state the same problem become one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dynamo_lightning.data.rows import Row, column_names, get_column
+from dynamo_lightning.rewards.math import last_boxed
+
+if TYPE_CHECKING:
+    from dynamo_lightning.data.prompts import PromptSource
+
+Messages = list[dict[str, Any]]
+
+BOXED = "boxed"
+"""The `answer_pattern` that stands for the last complete `\\boxed{…}`: no regular expression matches its braces."""
+
+
+@dataclass
+class Problem:
+    """A row on its way to a prompt."""
+
+    row_number: int
+    prompt: str | Messages
+    answer: str
+    row: Row
+    count: int = 1
+    conflicts: bool = False
+
+
+def merge_rows(rows: Iterable[Row], source: PromptSource, option: str) -> tuple[list[Problem], int, int]:
+    """Return one problem for all rows with the same prompt and answer.
+
+    Rows are read one at a time and repeated ones forgotten: DAPO-Math-17k has 1.8 million.
+
+    Args:
+        rows: The data set.
+        source: Its columns, and what to do with conflicting answers.
+        option: Where `source` stands in the config, for messages.
+
+    Returns:
+        The problems in the order of their first rows; the number of rows; the number of rows of problems that were left
+        out because of conflicting answers.
+
+    Raises:
+        ValueError: Naming the row that lacks a usable prompt or answer, or the two rows whose answers differ.
+    """
+    problems: dict[str, Problem] = {}
+    num_rows = 0
+    for number, row in enumerate(rows):
+        num_rows += 1
+        prompt, answer = _read_row(row, number, source, option)
+        key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+        first = problems.setdefault(key, Problem(number, prompt, answer, row, count=0))
+        if first.answer != answer:
+            if source.conflicting_answers == "refuse":
+                raise ValueError(
+                    f"{option}.path: rows {first.row_number} and {number} of {source.path!r} (counting from 0) have "
+                    f"the same prompt but different answers, {first.answer!r} and {answer!r}: repair them, or leave "
+                    f"such prompts out with {option}.conflicting_answers: drop"
+                )
+            first.conflicts = True
+        first.count += 1
+    kept = [problem for problem in problems.values() if not problem.conflicts]
+    if problems and not kept:
+        raise ValueError(f"{option}.path: every prompt of {source.path!r} has conflicting answers")
+    return kept, num_rows, sum(problem.count for problem in problems.values() if problem.conflicts)
+
+
+def question_of(prompt: str | Messages) -> str:
+    """Return the problem itself: of messages, the user's last."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _read_row(row: Row, number: int, source: PromptSource, option: str) -> tuple[str | Messages, str]:
+    """Return a row's prompt and answer; ValueError with the option and the row."""
+    where = f"row {number} of {source.path!r} (counting from 0)"
+    values = []
+    for name, column in (("prompt_column", source.prompt_column), ("answer_column", source.answer_column)):
+        value = get_column(row, column)
+        if value is None and number == 0 and column not in column_names(row):
+            listed = ", ".join(column_names(row))
+            raise ValueError(f"{option}.{name}: {source.path!r} has nothing in {column!r}; its columns: {listed}")
+        values.append(value)
+    try:
+        prompt = _extract_prompt(_read_prompt(values[0]), source.prompt_pattern)
+    except ValueError as error:
+        raise ValueError(f"{option}.prompt_column={source.prompt_column!r}: {where} {error}") from None
+    try:
+        answer = _extract_answer(_read_answer(values[1]), source.answer_pattern)
+    except ValueError as error:
+        raise ValueError(f"{option}.answer_column={source.answer_column!r}: {where} {error}") from None
+    return prompt, answer
+
+
+def _read_prompt(value: Any) -> str | Messages:
+    """Return a prompt column's value, messages without their empty fields; ValueError if it cannot be used."""
+    if value is None or value == "" or value == []:
+        raise ValueError("has no prompt")
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise ValueError(f"has a {type(value).__name__}, expected a string or a list of chat messages")
+    messages = [{key: item for key, item in message.items() if item is not None} for message in value]
+    if not all(isinstance(message.get("role"), str) for message in messages):
+        raise ValueError("has a chat message without a role")
+    if not all(isinstance(message.get("content"), str) for message in messages):
+        raise ValueError("has a chat message whose content is not text")
+    if messages[-1]["role"] != "user":
+        raise ValueError(f"has chat messages that end with the role {messages[-1]['role']!r}, expected 'user'")
+    return messages
+
+
+def _extract_prompt(prompt: str | Messages, pattern: str | None) -> str | Messages:
+    """Return the prompt, or the part of its last message that the pattern's first group matches."""
+    if pattern is None:
+        return prompt
+    match = re.search(pattern, question_of(prompt))
+    if match is None or not match[1].strip():
+        raise ValueError(f"has a prompt that prompt_pattern={pattern!r} does not match: {question_of(prompt)[:80]!r}")
+    return match[1] if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": match[1]}]
+
+
+def _read_answer(value: Any) -> str:
+    """Return the answer as text: numbers are written out (27.0 as 27), a list of one stands for what is in it."""
+    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
+        value = value[0]
+    if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and value != value):
+        raise ValueError("has no answer")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    raise ValueError(f"has the answer {value!r}, expected a string, a number, or a list of one of them")
+
+
+def _extract_answer(text: str, pattern: str | None) -> str:
+    """Return the answer, or the last part of a worked solution that the pattern finds."""
+    if pattern is None:
+        return text
+    if pattern == BOXED:
+        answer = last_boxed(text)
+    else:
+        matches = list(re.finditer(pattern, text))
+        answer = matches[-1][1] if matches else None
+    if answer is None or not answer.strip():
+        raise ValueError(f"has no answer that answer_pattern={pattern!r} finds in {text[-80:]!r}")
+    return answer.strip()
