@@ -19,8 +19,8 @@ from dynamo_lightning.losses.logits_tiles import Tiling, statistics_dtype
 
 MAX_LOGITS_BYTES = 80 * 2**20
 """Default bound on the memory of the logits held at once, with the scratch memory they are worked on in."""
-TILE_WIDTH = 8192
-"""Vocabulary entries worked on at once, where the bound allows: wide enough for fast matrix products."""
+TILE_WIDTHS = {"cpu": 2048, "cuda": 8192}
+"""Vocabulary entries worked on at once, where the bound allows, by device: on a CPU a tile should stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def make_tiling(
     vocab_size, entries = len(head_weight), max_logits_bytes // statistics_dtype(hidden_states).itemsize
     num_tokens = max(1, len(hidden_states))
     # Two tiles of scratch memory beside the tile, or the row of tiles, of logits.
-    tile_width = max(1, min(TILE_WIDTH, vocab_size, entries // 3))
+    tile_width = max(1, min(TILE_WIDTHS.get(device, 8192), vocab_size, entries // 3))
     per_token = vocab_size + 2 * tile_width if whole_rows else 3 * tile_width
     block_size = max(1, min(num_tokens, entries // per_token))
     num_blocks = -(-num_tokens // block_size)  # of equal size, as far as they go
