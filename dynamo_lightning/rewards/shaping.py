@@ -1,11 +1,69 @@
-"""Rewards that wrap another reward and shape it by something else than the answer."""
+"""Rewards by something else than the answer: format and length, alone for a weighted sum or around another reward."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from dynamo_lightning.rewards.math import last_boxed
 from dynamo_lightning.rewards.reward import Reward
+
+
+class FormatReward(Reward):
+    r"""1 if the response has the wanted form, else 0.
+
+    Args:
+        pattern: Regular expression that the whole response must match, with `.` for line ends too, such as
+            `<think>.*</think>.*\\boxed\{.*\}.*`; `null` wants one complete `\boxed{…}` anywhere.
+
+    Raises:
+        ValueError: If the pattern is no regular expression.
+    """
+
+    def __init__(self, pattern: str | None = None) -> None:
+        try:
+            self._pattern = re.compile(pattern, re.DOTALL) if pattern is not None else None
+        except re.error as error:
+            raise ValueError(f"pattern={pattern!r} is no regular expression: {error}") from None
+        self.pattern = pattern
+
+    def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
+        """Return 1.0 or 0.0."""
+        if self._pattern is None:
+            return float(last_boxed(response) is not None)
+        return float(self._pattern.fullmatch(response.strip()) is not None)
+
+
+class LengthPenalty(Reward):
+    """`−min(1, max(0, n − free) / (L − free))` for a response of `n` tokens under the limit `L`.
+
+    That is 0 up to `free` and −1 at `L`, for a weighted sum with a reward of the answer. Keep its weight below the
+    success threshold's distance from 1, or long right responses no longer count as success.
+
+    Args:
+        free_length: `free`, tokens that cost nothing.
+        max_response_length: `L`; `null` takes the limit of the run, `model.sampling.max_response_length`.
+
+    Raises:
+        ValueError: If a length is negative or the limit is not above the free length.
+    """
+
+    def __init__(self, free_length: int = 0, max_response_length: int | None = None) -> None:
+        if free_length < 0 or (max_response_length is not None and max_response_length <= free_length):
+            raise ValueError(
+                "LengthPenalty needs 0 ≤ free_length < max_response_length, got "
+                f"{free_length} and {max_response_length}"
+            )
+        self.free_length = free_length
+        self.max_response_length = max_response_length
+
+    def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
+        """Return the penalty, in [−1, 0]; ValueError if a length is missing or the limit too small."""
+        length, limit = _lengths("LengthPenalty", columns, self.max_response_length)
+        if limit <= self.free_length:
+            raise ValueError(f"LengthPenalty's free_length={self.free_length} is not below the limit of {limit} tokens")
+        return -min(1.0, max(0.0, (length - self.free_length) / (limit - self.free_length)))
 
 
 class OverlongShaping(Reward):
@@ -69,14 +127,9 @@ class OverlongShaping(Reward):
         Raises:
             ValueError: If a length is missing.
         """
-        limit = self.max_response_length or columns.get("max_response_length")
-        if limit is None or "response_length" not in columns:
-            raise ValueError(
-                "overlong shaping needs the columns response_length and max_response_length, got "
-                f"{sorted(columns)}: score rollouts with RewardScorer, or pass them"
-            )
+        length, limit = _lengths("overlong shaping", columns, self.max_response_length)
         buffer = self.buffer_share * limit
-        return max(-1.0, min(0.0, (limit - buffer - columns["response_length"]) / buffer))
+        return max(-1.0, min(0.0, (limit - buffer - length) / buffer))
 
     def check_answer(self, answer: str) -> None:
         """Check the answer with the wrapped reward."""
@@ -89,3 +142,14 @@ class OverlongShaping(Reward):
     def free_memory(self) -> None:
         """Empty the wrapped reward's caches."""
         self.reward.free_memory()
+
+
+def _lengths(name: str, columns: Mapping[str, Any], max_response_length: int | None) -> tuple[int, int]:
+    """Return a response's length and its limit, tokens; ValueError if one is missing."""
+    limit = max_response_length or columns.get("max_response_length")
+    if limit is None or "response_length" not in columns:
+        raise ValueError(
+            f"{name} needs the columns response_length and max_response_length, got {sorted(columns)}: score rollouts "
+            "with RewardScorer, or pass them"
+        )
+    return columns["response_length"], limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import pickle
@@ -22,6 +23,8 @@ _PARENT_CHECK_SECONDS = 1.0
 _ALARM_GRACE_SECONDS = 2.0
 
 _reward: Reward | Exception = RuntimeError("the worker was not initialized")
+_free_memory_above: float = math.inf
+"""Bytes of address space from which on the reward is asked to empty its caches."""
 
 
 class Item(NamedTuple):
@@ -81,6 +84,10 @@ def score_items(items: list[bytes], stop_after: float, alarm_after: float) -> li
         if results and time.monotonic() - start > stop_after:
             break
         results.append(_score_item(item))
+        # What hostile items leave in caches must not be counted against the items that come after them.
+        if _used_memory() > _free_memory_above and isinstance(_reward, Reward):
+            _reward.free_memory()
+            gc.collect()
     signal.setitimer(signal.ITIMER_REAL, 0)
     return results
 
@@ -121,10 +128,19 @@ def _end_with_parent(parent_pid: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _used_memory() -> int:
+    """Return the address space in use, bytes; 0 where the system does not say."""
+    if sys.platform != "linux":
+        return 0
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
 def _limit_memory(num_bytes: int) -> None:
     """Limit the address space to `num_bytes` more than now: what is loaded by now depends on the user's main module."""
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
+    global _free_memory_above
+    used = _used_memory()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = used + num_bytes if hard == resource.RLIM_INFINITY else min(used + num_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    _free_memory_above = (used + limit) / 2

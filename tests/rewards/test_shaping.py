@@ -4,7 +4,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from dynamo_lightning.rewards import FunctionReward, MathReward, Reward, WeightedReward
-from dynamo_lightning.rewards.shaping import OverlongShaping
+from dynamo_lightning.rewards.shaping import FormatReward, LengthPenalty, OverlongShaping
 
 CALL = {"prompt": "2 + 3", "response": r"\boxed{5}", "answer": "5"}
 
@@ -80,3 +80,42 @@ def test_it_survives_pickling_and_is_chosen_by_class_path():
         }
     )
     assert parser.instantiate_classes(config).reward.buffer_share == 0.5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "response", "expected"),
+    [
+        (None, r"so \boxed{5}", 1.0),
+        (None, r"so \boxed{5", 0.0),
+        (r"<think>.*</think>\s*\\boxed\{.*\}", "<think>\nhm\n</think>\n\\boxed{5}\n", 1.0),
+        (r"<think>.*</think>\s*\\boxed\{.*\}", "\\boxed{5}", 0.0),
+        (r"<think>.*</think>\s*\\boxed\{.*\}", "<think></think>\\boxed{5} and more", 0.0),
+    ],
+)
+def test_format_reward(pattern, response, expected):
+    reward = pickle.loads(pickle.dumps(FormatReward(pattern)))
+    assert reward.components("", response, "5") == {"format": expected}
+
+
+def test_a_format_that_is_no_pattern_is_refused():
+    with pytest.raises(ValueError, match=r"pattern='\(' is no regular expression"):
+        FormatReward("(")
+
+
+@pytest.mark.parametrize(("length", "penalty"), [(1, 0.0), (20, 0.0), (40, -0.25), (100, -1.0), (120, -1.0)])
+def test_length_penalty_by_hand(length, penalty):
+    reward = LengthPenalty(free_length=20)
+    assert reward.name == "length_penalty"
+    assert reward(**CALL, response_length=length, max_response_length=100) == pytest.approx(penalty)
+    weighted = WeightedReward([MathReward(), FormatReward(), reward], [1.0, 0.2, 0.1])
+    total = weighted(**CALL, response_length=length, max_response_length=100)
+    assert total == pytest.approx(1.2 + 0.1 * penalty)
+
+
+def test_impossible_lengths_are_refused():
+    with pytest.raises(ValueError, match="0 ≤ free_length < max_response_length, got 5 and 5"):
+        LengthPenalty(5, 5)
+    with pytest.raises(ValueError, match="free_length=50 is not below the limit of 50 tokens"):
+        LengthPenalty(50)(**CALL, response_length=1, max_response_length=50)
+    with pytest.raises(ValueError, match="LengthPenalty needs the columns response_length and max_response_length"):
+        LengthPenalty()(**CALL)

@@ -1,0 +1,103 @@
+"""A reward that a web service computes: a reward model, a sandbox, another team's verifier."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
+
+from dynamo_lightning.rewards.reward import Reward
+
+_MAX_REPLY_BYTES = 65536
+_FIRST_PAUSE = 0.1  # seconds before the second attempt, doubled before each further one
+
+
+class HttpReward(Reward):
+    """Sends each response to an HTTP endpoint and takes the number that comes back.
+
+    The endpoint gets a POST with the JSON object `{"prompt", "response", "answer", "columns"}` and answers with a
+    number or an object that has it under `key`. A refused or broken connection and the statuses 429 and 5xx are tried
+    again; a reply that is no such number is a crash of this rollout's reward, with the reply in its message, as is
+    every other status. An endpoint that hangs costs `timeout` for each attempt and is stopped by
+    `model.scoring.time_limit` at the latest. Each reward process waits for its own replies: with a slow endpoint, raise
+    `model.scoring.num_workers`.
+
+    Args:
+        url: Where to send it; http or https.
+        key: Name of the number in the reply.
+        timeout: Seconds without a byte after which an attempt fails.
+        attempts: How often to try, at least 1.
+        headers: Further headers, such as an authorization.
+
+    Raises:
+        ValueError: If the URL is none, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str = "reward",
+        timeout: float = 2.0,
+        attempts: int = 2,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise ValueError(f"url={url!r} must begin with http:// or https:// and a host")
+        if not timeout > 0 or attempts < 1:
+            raise ValueError(f"HttpReward needs timeout > 0 and attempts ≥ 1, got {timeout} and {attempts}")
+        self.url = url
+        self.key = key
+        self.timeout = timeout
+        self.attempts = attempts
+        self.headers = headers
+
+    def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
+        """Return the endpoint's number."""
+        content = {"prompt": prompt, "response": response, "answer": answer, "columns": columns}
+        # A response may hold half a surrogate pair, which UTF-8 has no place for; JSON's escapes have.
+        body = json.dumps(content, default=str).encode("ascii")
+        pause = _FIRST_PAUSE
+        for attempt in range(self.attempts):
+            try:
+                return self._read(self._post(body))
+            except (OSError, _Busy) as error:
+                if attempt + 1 == self.attempts:
+                    raise RuntimeError(f"no reward from {self.url} in {self.attempts} attempts: {error}") from None
+            time.sleep(pause)
+            pause *= 2
+        raise AssertionError("the last attempt returns or raises")
+
+    def _post(self, body: bytes) -> bytes:
+        """Return the reply's body, its first kilobytes."""
+        headers = {"Content-Type": "application/json", **(self.headers or {})}
+        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return reply.read(_MAX_REPLY_BYTES)
+        except urllib.error.HTTPError as error:
+            if error.code == 429 or error.code >= 500:
+                raise _Busy(f"status {error.code}") from None
+            raise RuntimeError(f"{self.url} refused a response with status {error.code}") from None
+
+    def _read(self, reply: bytes) -> float:
+        """Return the number in a reply."""
+        try:
+            value = json.loads(reply)
+        except ValueError:  # no JSON, no UTF-8, or cut off
+            value = None
+        if isinstance(value, dict):
+            value = value.get(self.key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(
+                f"{self.url} must reply with a finite number or an object with one under {self.key!r}, "
+                f"got {reply[:80]!r}"
+            )
+        return float(value)
+
+
+class _Busy(Exception):
+    """The endpoint asks to be tried again."""
