@@ -64,6 +64,20 @@ def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
     return totals
 
 
+def stop_together(message: str) -> None:
+    """Raise on every rank what went wrong on any, so that none waits for another for ever.
+
+    Args:
+        message: Empty if nothing went wrong on this rank.
+
+    Raises:
+        RuntimeError: With the first message that is not empty.
+    """
+    messages = gather_objects([message] if message else [])
+    if messages:
+        raise RuntimeError(messages[0])
+
+
 def max_over_ranks(value: int, device: torch.device) -> int:
     """The largest of all ranks' values."""
     if world_size() == 1:

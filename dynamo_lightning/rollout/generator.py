@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -36,6 +36,9 @@ class Generator(ABC):
     """Whether another engine samples, with a copy of the weights: then its log-probabilities differ from the policy's,
     and the loss corrects for it."""
 
+    works_ahead: ClassVar[bool] = False
+    """Whether `begin` is there: sampling does not need the policy, which may learn meanwhile."""
+
     def sync(self, policy: PreTrainedModel, version: int) -> None:  # noqa: B027  # most generators need none
         """Give the engine the policy's weights and check that it has them; nothing to do for the policy itself.
 
@@ -55,6 +58,22 @@ class Generator(ABC):
 
     def close(self) -> None:  # noqa: B027
         """End what was started; called once, also after a failure."""
+
+    def begin(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[RolloutRequest],
+        *,
+        max_response_length: int,
+        temperature: float,
+    ) -> Callable[[], list[Rollout]]:
+        """Prepare `generate`, whose arguments these are.
+
+        Returns:
+            What does it, from the weights of now, in any thread, without the policy and without other ranks.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def generate(

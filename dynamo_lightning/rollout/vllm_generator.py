@@ -1,0 +1,321 @@
+"""What rollouts by vLLM have in common, wherever the engine runs: requests, pushes of weights, and their checks."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from dynamo_lightning.distributed import stop_together
+from dynamo_lightning.policy import eos_token_ids
+from dynamo_lightning.rollout.generator import Generator
+from dynamo_lightning.rollout.vllm_http import ServerDown
+from dynamo_lightning.rollout.vllm_weights import (
+    cast_weights,
+    checksum,
+    compare_checksums,
+    fingerprint,
+    probe_sequences,
+    sequence_logprobs,
+)
+from dynamo_lightning.types import Rollout, RolloutRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EngineDtype = Literal["auto", "float32", "bfloat16", "float16"]
+NUM_PROBES, PROBE_LENGTH = 4, 32
+
+
+@dataclass
+class TokenFilter:
+    """Leaving out unlikely tokens when sampling: the policy learns from a distribution that is not its own then."""
+
+    top_p: float = 1.0
+    """Keep the likeliest tokens up to this total probability; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens with at least this share of the likeliest token's probability; 0 keeps all."""
+    allow_biased_sampling: bool = False
+    """Accept that importance ratios, and with them the gradient, are biased by such a filter."""
+
+    def __post_init__(self) -> None:
+        """Refuse a bias that is not asked for."""
+        if not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
+            raise ValueError(
+                "model.generator.token_filter needs top_p in (0, 1], top_k ≥ 0 and min_p in [0, 1], got "
+                f"{self.top_p}, {self.top_k} and {self.min_p}"
+            )
+        if (self.top_p < 1 or self.top_k > 0 or self.min_p > 0) and not self.allow_biased_sampling:
+            raise ValueError(
+                f"model.generator.token_filter: top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} leave out "
+                "tokens that the policy would sample, which biases the importance ratios: set top_p to 1, top_k and "
+                "min_p to 0, or accept it by model.generator.token_filter.allow_biased_sampling=true"
+            )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An engine's answer to one request."""
+
+    token_ids: tuple[int, ...]
+    """`[response_length]`, with the token that ended it."""
+    logprobs: tuple[float, ...]
+    """`[response_length]`, nats, after temperature and filter."""
+    versions: frozenset[str]
+    """Of the weights that sampled it."""
+
+
+class VLLMGenerator(Generator):
+    """Samples with a vLLM engine that has a copy of the weights.
+
+    Each rollout is a request of its own with its own seed, so that it depends neither on its neighbours nor on the
+    number of processes; the engine's prefix cache computes a prompt once for its whole group.
+
+    Args:
+        max_model_len: Tokens of prompt and response together that the engine has room for; `null` takes the model's
+            limit.
+        dtype: Type the engine computes in; `auto` is that of the trainer: its mixed precision, or the policy's own.
+        token_filter: Leaving out unlikely tokens.
+        max_logprob_difference: Largest mean difference between engine and policy on a few random sequences after a
+            push, nats; `null` is 1e-4 for float32 and 0.2 for shorter types.
+    """
+
+    separate_engine = True
+
+    def __init__(
+        self,
+        max_model_len: int | None,
+        dtype: EngineDtype,
+        token_filter: TokenFilter,
+        max_logprob_difference: float | None,
+    ) -> None:
+        if max_model_len is not None and max_model_len < 2:
+            raise ValueError(f"model.generator.max_model_len must be at least 2, got {max_model_len}")
+        self.max_model_len = max_model_len
+        self.dtype = dtype
+        self.token_filter = token_filter
+        self.max_logprob_difference = max_logprob_difference
+        self._synced: tuple[Any, ...] | None = None
+        """Version and fingerprint of the weights that the engine has; `None` if it has none or sleeps."""
+
+    # --- what the kinds of engine differ in ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def start(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Start or reach the engine, if that has not been done.
+
+        Raises:
+            RuntimeError: If there is none; names the option to change.
+        """
+
+    def label(self, version: int) -> str:
+        """The version as the engine is told it."""
+        return str(version)
+
+    @abstractmethod
+    def push(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
+        """Load the weights, forget everything cached of older ones, and label the engine with the version."""
+
+    @abstractmethod
+    def engine_state(self) -> list[Mapping[str, Any]]:
+        """`weight_checksums` of every worker, with the engine's `version`."""
+
+    @abstractmethod
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Log-probabilities of given sequences by every engine, `[count, length − 1]` each, float32."""
+
+    @abstractmethod
+    def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
+        """Answer the requests, in their order, with vLLM's sampling parameters `params` and each request's seed."""
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+
+    def sync(self, policy: PreTrainedModel, version: int) -> None:
+        """See the base class."""
+        state = (version, fingerprint(policy))
+        if state == self._synced:
+            return
+        self._synced = None
+        dtype, message = self.engine_dtype(policy), ""
+        try:
+            self.start(policy, dtype)
+        except RuntimeError as error:
+            message = str(error)
+        stop_together(message)
+        label, expected = self.label(version), dict[str, int]()
+
+        def weights() -> Iterator[tuple[str, Tensor]]:
+            for name, value in cast_weights(policy, dtype):
+                expected[name] = checksum(value)
+                yield name, value
+
+        sequences = probe_sequences(policy, version, NUM_PROBES, min(PROBE_LENGTH, self.context_length - 1))
+        logprobs = sequence_logprobs(policy, sequences)
+        source = weights()
+        try:
+            self.push(source, label)
+            self.check_weights(expected, label)
+            self.check_logprobs(sequences, logprobs, label, dtype)
+        except (RuntimeError, ServerDown) as error:
+            message = str(error)
+        for _ in source:  # a sharded policy is gathered on all ranks, whichever of them push or fail
+            pass
+        stop_together(message)
+        self._synced = state
+
+    def engine_dtype(self, policy: PreTrainedModel) -> torch.dtype:
+        """The type that the engine computes in."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        kind = policy.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.dtype
+
+    def check_weights(self, expected: Mapping[str, int], version: str) -> None:
+        """Compare what the engine holds with what was sent.
+
+        Raises:
+            RuntimeError: Names the version and the parameters that differ.
+        """
+        states = self.engine_state()
+        stale = {state["version"] for state in states} - {version}
+        if stale:
+            raise RuntimeError(
+                f"weights of version {version} were pushed, but an engine has version {sorted(stale)[0]}"
+            )
+        for state in states:
+            resident = {name: int(value) for name, value in state["checksums"].items()}
+            different, compared = compare_checksums(expected, resident, state["packed"], state["copies"])
+            if different or not compared:
+                named = f"parameters that differ: {', '.join(different[:5])}" if compared else "no name is the policy's"
+                raise RuntimeError(
+                    f"the vLLM engine does not hold the policy's weights of version {version} after the push "
+                    f"({len(different)} of {compared} comparable parameters; {named}): training would go on with "
+                    "stale rollouts, so it stops here; the last checkpoint is intact"
+                )
+
+    def check_logprobs(
+        self, sequences: Sequence[Sequence[int]], expected: Tensor, version: str, dtype: torch.dtype
+    ) -> None:
+        """Compare log-probabilities of a few sequences with the policy's: packed copies that stayed behind show there.
+
+        Raises:
+            RuntimeError: If they differ by more than allowed.
+        """
+        limit = self.max_logprob_difference or (1e-4 if dtype == torch.float32 else 0.2)
+        for values in self.score(sequences):
+            difference = float((values - expected).abs().mean())
+            if not difference <= limit:
+                raise RuntimeError(
+                    f"after the push of version {version} the vLLM engine's log-probabilities differ from the policy's "
+                    f"by {difference:.2e} on average (at most {limit:.0e} is allowed): it computes with other weights, "
+                    "or model.generator.dtype is too coarse for model.generator.max_logprob_difference"
+                )
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its response may have together; known once the engine has started."""
+        assert self.max_model_len is not None
+        return self.max_model_len
+
+    # --- rollouts -----------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[RolloutRequest],
+        *,
+        max_response_length: int,
+        temperature: float,
+    ) -> list[Rollout]:
+        """See the base class.
+
+        Raises:
+            ValueError: If a prompt with its response may not fit.
+            RuntimeError: If the engine has not been given the policy's weights as they are, or samples from others.
+        """
+        sample = self.begin(
+            policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
+        )
+        return sample()
+
+    def begin(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[RolloutRequest],
+        *,
+        max_response_length: int,
+        temperature: float,
+    ) -> Callable[[], list[Rollout]]:
+        """Check everything that `generate` needs, and return what does the rest without the policy.
+
+        Args and errors are those of `generate`.
+        """
+        if self._synced is None or self._synced[1] != fingerprint(policy):
+            raise RuntimeError("the policy has changed since its weights were pushed to vLLM: call sync() first")
+        longest = max(len(request.prompt.token_ids) for request in requests)
+        if longest + max_response_length > self.context_length:
+            raise ValueError(
+                f"a prompt of {longest} tokens and a response of up to {max_response_length} need "
+                f"{longest + max_response_length} tokens, but model.generator.max_model_len is {self.context_length}: "
+                "raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
+            )
+        stop_ids = eos_token_ids(policy, tokenizer)
+        params = self.sampling_params(stop_ids, max_response_length, temperature)
+        version = self.label(self._synced[0])
+
+        def sample() -> list[Rollout]:
+            completions = self.complete(requests, params, version)
+            check_completions(completions, version)
+            return [
+                Rollout(
+                    request.prompt,
+                    request.sample_index,
+                    completion.token_ids,
+                    completion.logprobs,
+                    str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)),
+                    completion.token_ids[-1] not in stop_ids,
+                )
+                for request, completion in zip(requests, completions, strict=True)
+            ]
+
+        return sample
+
+    def sampling_params(self, stop_ids: Sequence[int], max_tokens: int, temperature: float) -> dict[str, Any]:
+        """Sampling parameters as vLLM has them, but for the seed."""
+        return {
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "top_p": self.token_filter.top_p,
+            "top_k": self.token_filter.top_k,
+            "min_p": self.token_filter.min_p,
+            "logprobs": 0,  # of the sampled token only
+            # Which tokens end a response is for the policy's configuration to say, not for the engine's own reading.
+            "ignore_eos": True,
+            "stop_token_ids": list(stop_ids),
+            "detokenize": False,
+        }
+
+
+def check_completions(completions: Sequence[Completion], version: str) -> None:
+    """Check that the right weights sampled every completion, and that its log-probabilities are numbers.
+
+    Raises:
+        RuntimeError: Otherwise.
+    """
+    for completion in completions:
+        if completion.versions != {version}:
+            raise RuntimeError(
+                f"vLLM sampled a response from weights of version {', '.join(sorted(completion.versions))} instead of "
+                f"{version}: something else updates the engine"
+            )
+        if not completion.token_ids or not all(math.isfinite(value) for value in completion.logprobs):
+            raise RuntimeError("vLLM returned a response without tokens, or log-probabilities that are not finite")
