@@ -1,5 +1,6 @@
 """Lightning callbacks: they read what `training_step` returns and log, write or save; none changes the training."""
 
+from dynamo_lightning.callbacks.benchmark_report import BenchmarkReport
 from dynamo_lightning.callbacks.checkpoint import IterationCheckpoint
 from dynamo_lightning.callbacks.entropy_spikes import EntropySpikeMonitor
 from dynamo_lightning.callbacks.gradient_stability import GradientStabilityMonitor
@@ -11,6 +12,7 @@ from dynamo_lightning.callbacks.throughput import ThroughputMonitor
 from dynamo_lightning.callbacks.variance_reduction import VarianceReductionMonitor
 
 __all__ = [
+    "BenchmarkReport",
     "EntropySpikeMonitor",
     "GradientStabilityMonitor",
     "IterationCheckpoint",

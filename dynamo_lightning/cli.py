@@ -46,6 +46,7 @@ CALLBACKS = (
     "ModulationHistograms",
     "RolloutTable",
     "PredictionWriter",
+    "BenchmarkReport",
     "ThroughputMonitor",
     "RunReport",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +102,15 @@ class RolloutCollector:
         batch: PromptBatch,
         stage: str,
         temperature: float,
+        wanted: Collection[tuple[int, int]] | None = None,
     ) -> tuple[list[Rollout], Rollout]:
-        """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty."""
-        requests, num_filled_up = share_of_rank(make_requests(batch, stage, run_seed()), rank(), world_size())
+        """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty.
+
+        With `wanted`, only of the rollouts with these keys, at least one, the same on all ranks.
+        """
+        every = make_requests(batch, stage, run_seed())
+        chosen = [r for r in every if wanted is None or (r.prompt.prompt_id, r.sample_index) in wanted]
+        requests, num_filled_up = share_of_rank(chosen, rank(), world_size())
         policy.eval()
         rollouts = self.generator.generate(
             policy,

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -21,6 +22,9 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.distributed import run_seed
+from dynamo_lightning.evaluation.archive import make_record
+from dynamo_lightning.evaluation.benchmarks import BenchmarkRun, EvaluationConfig, describe, weights_digest
 from dynamo_lightning.evaluation.metrics import PassAtK
 from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
@@ -63,6 +67,7 @@ class PolicyModule(PolicyHolder):
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
         pass_at_k: The k of every pass@k that evaluations report, each at most `data.eval_rollouts_per_prompt`.
         eval_temperature: Divides the logits in evaluations.
+        evaluation: What `test` reports and keeps.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class PolicyModule(PolicyHolder):
         gradient_clip_val: float | None = 1.0,
         pass_at_k: list[int] | None = None,
         eval_temperature: float = 1.0,
+        evaluation: EvaluationConfig = EvaluationConfig(),
     ) -> None:
         super().__init__()
         if gradient_clip_val is not None and gradient_clip_val <= 0:
@@ -101,6 +107,7 @@ class PolicyModule(PolicyHolder):
         self.gradient_clip_val = gradient_clip_val
         self.pass_at_k = pass_at_k if pass_at_k is not None else [1]
         self.eval_temperature = eval_temperature
+        self.evaluation = evaluation
         self.policy: PreTrainedModel | None = None
         self.seconds: dict[str, float] = {}
         self._pass_at_k_metrics: dict[tuple[str, int], PassAtK] = {}
@@ -144,11 +151,16 @@ class PolicyModule(PolicyHolder):
         """Check every reference answer against the reward before anything is sampled."""
         self.collector.scorer.start()
         self.datamodule.check_answers(self.reward.check_answer)
-        if stage in ("validate", "test", "fit") and max(self.pass_at_k) > self.datamodule.eval_rollouts_per_prompt:
-            raise ValueError(
-                f"model.pass_at_k={self.pass_at_k} needs at least {max(self.pass_at_k)} responses for each prompt, but "
-                f"data.eval_rollouts_per_prompt is {self.datamodule.eval_rollouts_per_prompt}"
-            )
+        num_samples = self.datamodule.eval_rollouts_per_prompt
+        for option, ks in (
+            ("model.pass_at_k", self.pass_at_k),
+            ("model.evaluation.maj_at_k", self.evaluation.maj_at_k),
+        ):
+            if stage in ("validate", "test", "fit") and ks and not 1 <= min(ks) <= max(ks) <= num_samples:
+                raise ValueError(
+                    f"{option}={ks} needs at least {max(ks)} responses for each prompt and every k at least 1, but "
+                    f"data.eval_rollouts_per_prompt is {num_samples}"
+                )
 
     def on_fit_start(self) -> None:
         """Put the reference policy where the policy is."""
@@ -248,10 +260,10 @@ class PolicyModule(PolicyHolder):
         """As in validation."""
         self.sync_generator()
 
-    def answer(self, batch: PromptBatch) -> list[Rollout]:
-        """This rank's share of an evaluation batch's responses."""
+    def answer(self, batch: PromptBatch, wanted: Collection[tuple[int, int]] | None = None) -> list[Rollout]:
+        """This rank's share of an evaluation batch's responses; with `wanted`, only of those with these keys."""
         assert self.policy is not None
-        return self.collector.sample(self.policy, self.tokenizer, batch, "evaluate", self.eval_temperature)[0]
+        return self.collector.sample(self.policy, self.tokenizer, batch, "evaluate", self.eval_temperature, wanted)[0]
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sample and score the prompts of one evaluation batch."""
@@ -271,46 +283,51 @@ class PolicyModule(PolicyHolder):
             metric.update(torch.tensor(list(correct.values())), torch.tensor(list(total.values())))
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/{source}/pass@k` with its interval."""
+        """Log every pass@k as `val/{source}/pass@k` with its 95 % interval, and forget the counts."""
         self.collector.generator.rest()
-        self.log_evaluation("val")
-
-    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/{source}/pass@k` with its interval."""
-        self.log_evaluation("test")
-
-    def log_evaluation(self, stage: str) -> None:
-        """Log every pass@k of the evaluation that ends, with its 95 % interval, and forget its counts."""
         for (source, k), metric in self._pass_at_k_metrics.items():
             values = metric.compute()
-            name = f"{stage}/{source}/pass@{k}"
+            name = f"val/{source}/pass@{k}"
             self.log(name, values["mean"], prog_bar=k == min(self.pass_at_k))
             self.log_dict({f"{name}_low": values["low"], f"{name}_high": values["high"]})
             metric.reset()
+
+    def on_test_start(self) -> None:
+        """Look for responses of an evaluation like this one."""
+        assert self.policy is not None
+        settings = {
+            "model_name": self.model_name,
+            "weights": weights_digest(self.policy),
+            "precision": self.trainer.precision,
+            "generator": type(self.collector.generator).__name__,
+            "temperature": self.eval_temperature,
+            "max_response_length": self.sampling.max_response_length,
+            "seed": run_seed(),
+            "reward": describe(self.reward),
+        }
+        label = Path(self.model_name.removeprefix("embedded:")).name
+        threshold = self.datamodule.success_threshold
+        self.benchmark_run = BenchmarkRun(self.pass_at_k, self.evaluation, threshold, label, settings)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Sample, score and keep the responses to one batch of a benchmark that are not there yet."""
+        missing = self.benchmark_run.missing(batch)
+        if missing:
+            rollouts = self.answer(batch, missing)
+            self.benchmark_run.add(batch, rollouts, self.collector.score(batch, rollouts))
+
+    def on_test_epoch_end(self) -> None:
+        """Log every number of every benchmark as `test/{source}/{metric}` with its 95 % interval."""
+        for source, result in self.benchmark_run.results().items():
+            for name, estimate in result.metrics.items():
+                metric = f"test/{source}/{name}"
+                self.log_dict({metric: estimate.value, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high})
 
     def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Responses of this rank's share with their rewards: a dictionary of plain values for each."""
         rollouts = self.answer(batch)
         scores = {outcome.key: outcome.score for outcome in self.collector.score(batch, rollouts)}
-        return [
-            {
-                "source": rollout.prompt.source,
-                "prompt_id": rollout.prompt.prompt_id,
-                "sample_index": rollout.sample_index,
-                "question": rollout.prompt.question,
-                "answer": rollout.prompt.answer,
-                "response": rollout.text,
-                "reward": scores[rollout.key].reward,
-                "failure": scores[rollout.key].failure,
-                "truncated": rollout.truncated,
-                "response_length": len(rollout.token_ids),
-            }
-            for rollout in rollouts
-        ]
+        return [make_record(rollout, scores[rollout.key]) for rollout in rollouts]
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

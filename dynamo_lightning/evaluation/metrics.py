@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+_MAX_RESAMPLED = 2**18  # values of a bootstrap held at once
 
 
 def pass_at_k(num_samples: Tensor, num_correct: Tensor, k: int) -> Tensor:
@@ -46,12 +51,85 @@ def pass_at_k(num_samples: Tensor, num_correct: Tensor, k: int) -> Tensor:
     return 1 - still_wrong.prod(dim=1)
 
 
+def majority_at_k(num_correct: int, num_wrong: Sequence[int], num_silent: int, k: int) -> float:
+    """Probability that the right answer wins a majority vote of `k` of the samples, drawn without replacement.
+
+        maj@k = Σ_{x ≥ 1} Σ_t C(c, x) · W(x, t, k − x) / ((1 + t) · C(n, k))
+
+    `W(x, t, m)` is the number of ways to draw `m` of the other samples so that no wrong answer has more than `x` of
+    them and `t` have exactly `x`: a tie is decided by lot. Exact, as integers; the mean over all `k` of `n` subsets.
+
+    Args:
+        num_correct: `c`, samples with the right answer, whatever its spelling.
+        num_wrong: Samples of each different wrong answer, `[num_answers]`.
+        num_silent: Samples without an answer: they are drawn like the others but do not vote.
+        k: Number of votes, at least 1.
+
+    Raises:
+        ValueError: If `k` < 1 or there are fewer than `k` samples.
+    """
+    num_samples = num_correct + sum(num_wrong) + num_silent
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"maj@{k} needs at least {max(k, 1)} samples of each problem and k ≥ 1, one has {num_samples}")
+    return _majority(num_correct, tuple(sorted(num_wrong)), num_silent, k)
+
+
+@lru_cache(maxsize=4096)
+def _majority(num_correct: int, num_wrong: tuple[int, ...], num_silent: int, k: int) -> float:
+    """As `majority_at_k`; most problems of a benchmark have the same few counts."""
+    won = 0.0
+    for votes in range(1, min(num_correct, k) + 1):
+        # ways[ties][drawn] to draw among the answers so far, and of these the ones that tie with `votes`
+        ways = {0: [math.comb(num_silent, drawn) for drawn in range(k - votes + 1)]}
+        for size in num_wrong:
+            longer: dict[int, list[int]] = {}
+            for ties, counts in ways.items():
+                for taken in range(min(votes, size, k - votes) + 1):
+                    new = longer.setdefault(ties + (taken == votes), [0] * (k - votes + 1))
+                    factor = math.comb(size, taken)
+                    for drawn, count in enumerate(counts[: k - votes + 1 - taken]):
+                        new[drawn + taken] += factor * count
+            ways = longer
+        shares = sum(counts[k - votes] / (1 + ties) for ties, counts in ways.items())
+        won += math.comb(num_correct, votes) * shares
+    return won / math.comb(num_correct + sum(num_wrong) + num_silent, k)
+
+
+def bootstrap_means(values: Tensor, num_bootstrap: int = 1000, seed: int = 0) -> Tensor:
+    """Means of resampled problems: how far a benchmark's result would move if its problems were drawn anew.
+
+    Seeded, and the values are sorted first, so that it depends neither on their order nor on the number of processes.
+
+    Args:
+        values: One for each problem, `[num_problems]`, at least one.
+        num_bootstrap: Resamples.
+        seed: Of the resampling; different ones for independent benchmarks.
+
+    Returns:
+        `[num_bootstrap]`, float64.
+    """
+    values = values.double().sort().values
+    generator = torch.Generator().manual_seed(seed)
+    # Some at a time: a matrix of all of them would be gigabytes for a large benchmark.
+    at_once = max(1, _MAX_RESAMPLED // len(values))
+    sizes = [min(at_once, num_bootstrap - start) for start in range(0, num_bootstrap, at_once)]
+    return torch.cat(
+        [values[torch.randint(len(values), (size, len(values)), generator=generator)].mean(1) for size in sizes]
+    )
+
+
+def interval(means: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Ends of the percentile interval of bootstrapped means, `[num_bootstrap]`: two scalars."""
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype))
+    return low, high
+
+
 class PassAtK(Metric):
     """Mean pass@k over problems, with a confidence interval.
 
     The interval is the percentile bootstrap over problems: how far the mean would move if the benchmark's problems were
-    drawn anew. It does not vanish with more samples per problem. The generator is seeded and the problems are sorted
-    first, so it depends neither on their order nor on the number of processes.
+    drawn anew. It does not vanish with more samples per problem.
 
     Args:
         k: Number of attempts, at least 1.
@@ -109,17 +187,8 @@ class PassAtK(Metric):
         num_samples = dim_zero_cat(self.num_samples) if len(self.num_samples) else torch.empty(0)
         if not num_samples.numel():
             raise ValueError(f"pass@{self.k} has seen no problems")
-        values = pass_at_k(num_samples.cpu(), dim_zero_cat(self.num_correct).cpu(), self.k).sort().values
-        generator = torch.Generator().manual_seed(0)
-        # one resample at a time: a matrix of all of them would be gigabytes for a large benchmark
-        means = torch.stack(
-            [
-                values[torch.randint(len(values), (len(values),), generator=generator)].mean()
-                for _ in range(self.num_bootstrap)
-            ]
-        )
-        tail = (1 - self.confidence) / 2
-        low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype))
+        values = pass_at_k(num_samples.cpu(), dim_zero_cat(self.num_correct).cpu(), self.k)
+        low, high = interval(bootstrap_means(values, num_bootstrap=self.num_bootstrap), self.confidence)
         return {
             "mean": values.mean().float().to(self.device),
             "low": low.float().to(self.device),

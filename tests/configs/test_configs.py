@@ -27,6 +27,14 @@ def test_every_config_parses_with_every_overlay(monkeypatch, tmp_path, name, ove
     assert config.data.tokenizer_name == config.model.model_name
 
 
+@pytest.mark.parametrize("overlay", ["benchmark_files", "template_qwen3_no_thinking", "template_llama3"])
+def test_the_benchmarks_parse_with_their_overlays(monkeypatch, tmp_path, overlay):
+    monkeypatch.chdir(tmp_path)
+    config = parse(monkeypatch, ["test", "--config=benchmarks.yaml", f"--config=overlays/{overlay}.yaml"])
+    assert len(config.data.test) == 7
+    assert max(config.model.pass_at_k) == 32 <= config.data.eval_rollouts_per_prompt
+
+
 def test_every_config_is_in_the_table():
     table = (shipped_configs() / "README.md").read_text()
     for path in shipped_configs().rglob("*.yaml"):

@@ -1,9 +1,10 @@
+from collections import Counter
 from itertools import combinations
 
 import pytest
 import torch
 
-from dynamo_lightning.evaluation.metrics import PassAtK, pass_at_k
+from dynamo_lightning.evaluation.metrics import PassAtK, bootstrap_means, interval, majority_at_k, pass_at_k
 
 
 def tensors(*lists):
@@ -76,3 +77,75 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
         interval = metric.compute()
         hits += bool(interval["low"] <= truth <= interval["high"])
     assert 0.83 <= hits / runs <= 0.96  # 0.9 ± 3 standard errors, less the bootstrap's small-sample loss
+
+
+def majority_by_enumeration(answers, k):
+    """The share of subsets in which the right answer "r" has most votes; ties count for their share, None is silent."""
+    won = 0.0
+    subsets = list(combinations(answers, k))
+    for subset in subsets:
+        votes = Counter(answer for answer in subset if answer is not None)
+        most = [answer for answer, count in votes.items() if count == max(votes.values())]
+        won += ("r" in most) / len(most) if most else 0.0
+    return won / len(subsets)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    ["r", "a", "rab", "rra", "rrab_", "aabbrr", "rrrabc__", "aaabbrr_", "aabbccrr", "____r", "rrrraaaab"],
+)
+def test_majority_at_k_is_the_share_of_subsets_in_which_the_right_answer_wins(answers):
+    answers = [None if answer == "_" else answer for answer in answers]
+    counts = Counter(answers)
+    num_correct, num_silent = counts.pop("r", 0), counts.pop(None, 0)
+    for k in range(1, len(answers) + 1):
+        expected = majority_by_enumeration(answers, k)
+        assert majority_at_k(num_correct, list(counts.values()), num_silent, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_majority_of_one_is_pass_at_one_and_of_none_is_an_error():
+    assert majority_at_k(3, [2, 1], 2, 1) == pytest.approx(3 / 8)
+    for k in (0, 9):
+        with pytest.raises(
+            ValueError, match=rf"maj@{k} needs at least .* samples of each problem and k ≥ 1, one has 8"
+        ):
+            majority_at_k(3, [2, 1], 2, k)
+
+
+def test_majority_at_k_is_unbiased():
+    """Voters answer right with 0.4, one wrong answer with 0.35, another with 0.15, nothing with 0.1."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.tensor([0.4, 0.35, 0.15, 0.1])
+
+    def draw(runs, n):
+        return torch.multinomial(shares, runs * n, replacement=True, generator=generator).reshape(runs, n)
+
+    def estimates(n):
+        for row in draw(4000, n).tolist():
+            counts = Counter(row)
+            yield majority_at_k(counts[0], [counts[1], counts[2]], counts[3], 5)
+
+    fresh = sum(
+        majority_by_enumeration(["rab"[i] if i < 3 else None for i in row], 5) for row in draw(20000, 5).tolist()
+    )
+    from_twelve = list(estimates(12))
+    assert sum(from_twelve) / len(from_twelve) == pytest.approx(fresh / 20000, abs=0.012)
+
+
+@pytest.mark.parametrize("k", [4, 32])
+def test_pass_at_k_agrees_with_fresh_attempts(k):
+    """The estimate from 40 samples against drawing k fresh samples again and again."""
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.rand(20, generator=generator) ** 4
+    fresh = (torch.rand(4000, 20, k, generator=generator) < rates[None, :, None]).any(-1).double().mean()
+    correct = torch.binomial(torch.full((2000, 20), 40.0), rates.expand(2000, 20), generator=generator).long().flatten()
+    estimated = pass_at_k(torch.full_like(correct, 40), correct, k).mean()
+    assert estimated.item() == pytest.approx(fresh.item(), abs=0.005)
+
+
+def test_bootstrap_depends_on_the_seed_and_not_on_the_order():
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(bootstrap_means(values, 100), bootstrap_means(values.flip(0), 100))
+    assert not torch.equal(bootstrap_means(values, 100), bootstrap_means(values, 100, seed=1))
+    low, high = interval(bootstrap_means(values))
+    assert low < values.mean() < high

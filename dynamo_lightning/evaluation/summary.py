@@ -1,0 +1,155 @@
+"""From sampled responses to the numbers of a benchmark, each with a bootstrap interval over its problems."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dynamo_lightning.distributed import derive_seed
+from dynamo_lightning.evaluation.metrics import bootstrap_means, interval, majority_at_k, pass_at_k
+
+MEAN = "mean"
+"""Name of the row that averages the benchmarks, each with the same weight."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What counts of one scored response."""
+
+    source: str
+    """Name of the benchmark."""
+    prompt_id: int
+    sample_index: int
+    correct: bool
+    vote: str | None
+    """Its final answer in one spelling; None if it gives none."""
+    response_length: int
+    """Tokens."""
+    truncated: bool
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """`(prompt_id, sample_index)`."""
+        return self.prompt_id, self.sample_index
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over problems with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """The numbers of one benchmark, or of their mean."""
+
+    num_problems: int
+    num_samples: int
+    """Responses, of all problems."""
+    metrics: Mapping[str, Estimate]
+    """By name: `pass@k`, `maj@k`, `avg@n`, `length` (tokens), `truncated` (share)."""
+
+
+def summarise(
+    samples: Iterable[Sample], pass_ks: Sequence[int], maj_ks: Sequence[int], num_bootstrap: int = 1000
+) -> dict[str, BenchmarkResult]:
+    """Return the results by benchmark, in the order in which they appear; with several, also their `mean`.
+
+    - pass@k and maj@k are the unbiased estimates from all n samples of a problem. All right answers are one vote, for
+      they equal the reference; wrong ones are told apart by their spelling, which favours the right answer a little
+      where one wrong answer is spelled in two ways.
+    - avg@n is the mean success of the n samples, which is what pass@1 estimates: the two are the same number.
+    - The interval of the mean resamples the problems of each benchmark by themselves.
+
+    Args:
+        samples: Scored responses; each problem's, in any order.
+        pass_ks: The k of every pass@k.
+        maj_ks: The k of every maj@k.
+        num_bootstrap: Resamples of each benchmark.
+
+    Raises:
+        ValueError: If a problem has fewer samples than a k; the message names the benchmark.
+    """
+    problems: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for sample in samples:
+        problems[sample.source][sample.prompt_id].append(sample)
+    results, means = {}, {}
+    for source, groups in problems.items():
+        try:
+            values = _problem_values(list(groups.values()), pass_ks, maj_ks)
+        except ValueError as error:
+            raise ValueError(f"benchmark {source}: {error}") from None
+        seed = derive_seed("bootstrap", source)
+        means[source] = {name: bootstrap_means(value, num_bootstrap, seed) for name, value in values.items()}
+        metrics = {name: _estimate(float(value.mean()), means[source][name]) for name, value in values.items()}
+        results[source] = BenchmarkResult(len(groups), sum(map(len, groups.values())), metrics)
+    if len(results) > 1:
+        results[MEAN] = _mean_result(results, means)
+    return results
+
+
+def _problem_values(
+    groups: Sequence[Sequence[Sample]], pass_ks: Sequence[int], maj_ks: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Every metric of every problem, `[num_problems]` each."""
+    num_samples = torch.tensor([len(group) for group in groups])
+    num_correct = torch.tensor([sum(sample.correct for sample in group) for group in groups])
+    values = {f"pass@{k}": pass_at_k(num_samples, num_correct, k) for k in pass_ks}
+    values |= {f"maj@{k}": torch.tensor([_majority_of(group, k) for group in groups]) for k in maj_ks}
+    sizes = {len(group) for group in groups}
+    values[f"avg@{sizes.pop()}" if len(sizes) == 1 else "avg@n"] = num_correct / num_samples
+
+    def mean(field: Callable[[Sample], float]) -> torch.Tensor:
+        return torch.tensor([sum(map(field, group)) / len(group) for group in groups], dtype=torch.float64)
+
+    values["length"] = mean(lambda sample: sample.response_length)
+    values["truncated"] = mean(lambda sample: sample.truncated)
+    return values
+
+
+def _majority_of(group: Sequence[Sample], k: int) -> float:
+    """maj@k of one problem."""
+    num_correct = sum(sample.correct for sample in group)
+    wrong = Counter(sample.vote for sample in group if not sample.correct)
+    num_silent = wrong.pop(None, 0)
+    return majority_at_k(num_correct, list(wrong.values()), num_silent, k)
+
+
+def _estimate(value: float, means: torch.Tensor) -> Estimate:
+    low, high = interval(means)
+    return Estimate(value, float(low), float(high))
+
+
+def _mean_result(
+    results: Mapping[str, BenchmarkResult], means: Mapping[str, Mapping[str, torch.Tensor]]
+) -> BenchmarkResult:
+    """The mean over benchmarks of what they all have."""
+    names = [name for name in next(iter(means.values())) if all(name in of_source for of_source in means.values())]
+    metrics = {
+        name: _estimate(
+            sum(result.metrics[name].value for result in results.values()) / len(results),
+            torch.stack([of_source[name] for of_source in means.values()]).mean(0),
+        )
+        for name in names
+    }
+    num_problems = sum(result.num_problems for result in results.values())
+    return BenchmarkResult(num_problems, sum(result.num_samples for result in results.values()), metrics)
+
+
+def as_plain(results: Mapping[str, BenchmarkResult]) -> dict[str, Any]:
+    """The results as nested dictionaries of numbers, for JSON."""
+    return {
+        source: {
+            "problems": result.num_problems,
+            "samples": result.num_samples,
+            **{name: vars(estimate) for name, estimate in result.metrics.items()},
+        }
+        for source, result in results.items()
+    }
