@@ -25,6 +25,9 @@ _BOX_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _UNBOXED_CHARACTERS = 500  # of a response without a box, searched for an answer
 _SMALL = 0.01  # below it, six decimal places are fewer than four digits
 _RELATIVE_TOLERANCE = 1e-4
+_CLEARLY = 1e-3  # a relative difference that no rounding explains
+_PLAIN_FRACTION = re.compile(r"^(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}$")
+_PLAIN_NUMBER = re.compile(r"[-+]?\d{1,30}(?: ?/ ?\d{1,30}|\.\d{1,30})?")
 
 _REWRITES = (
     (re.compile(r"(?<!\\)\$|\\[()\[\]]"), ""),  # delimiters of mathematics: in a box everything is
@@ -164,13 +167,39 @@ def _verify(answers: Sequence[Any], readings: Sequence[Any]) -> bool:
 
 
 def _are_equal(answer: Any, reading: Any) -> bool:
-    """Return whether math-verify finds two readings equal, and they are no small numbers that differ by their size."""
+    """Return whether math-verify finds two readings equal, unless numbers show that they are not."""
     from math_verify import verify
     from sympy import Rational
 
     if isinstance(answer, Rational) and isinstance(reading, Rational):
-        return answer == reading  # math-verify would go on to simplify the difference of unequal ones
-    return verify([answer], [reading], timeout_seconds=None) and not _are_different_small_numbers(answer, reading)
+        return answer == reading
+    if _differ_at_a_point(answer, reading) or _are_different_small_numbers(answer, reading):
+        return False
+    return verify([answer], [reading], timeout_seconds=None)
+
+
+def _differ_at_a_point(first: Any, second: Any) -> bool:
+    """Return whether two expressions have different values: `simplify` would take 20 ms to say so.
+
+    It says nothing of what math-verify compares more leniently than by value: names, percentages, equations.
+    """
+    from sympy import Equality, Expr, UnevaluatedExpr
+
+    if isinstance(first, Equality) != isinstance(second, Equality):  # `x = 5` is 5
+        first, second = (side.rhs if isinstance(side, Equality) else side for side in (first, second))
+    if not isinstance(first, Expr) or not isinstance(second, Expr) or first.is_Symbol or second.is_Symbol:
+        return False
+    if first.free_symbols != second.free_symbols and first.free_symbols and second.free_symbols:
+        return False
+    if first.has(UnevaluatedExpr) or second.has(UnevaluatedExpr):  # 9 % may be 9
+        return False
+    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
+    point = {symbol: 0.7 + 0.31 * number for number, symbol in enumerate(symbols)}
+    try:
+        a, b = (complex(expression.evalf(15, subs=point)) for expression in (first, second))
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
+        return False
+    return abs(a - b) > _CLEARLY * max(abs(a), abs(b))  # False for NaN
 
 
 def _are_different_small_numbers(first: Any, second: Any) -> bool:
@@ -192,16 +221,22 @@ def _rewrite(answer: str) -> str:
 @lru_cache(maxsize=4096)
 def _parse_latex(text: str) -> tuple[Any, ...]:
     """Return math-verify's readings of LaTeX, SymPy objects only."""
+    number = _PLAIN_FRACTION.sub(r"\1\2/\3", text)
+    if _PLAIN_NUMBER.fullmatch(number):  # most answers; the parser takes milliseconds for them
+        from sympy import Float, Rational
+
+        return (Float(number) if "." in number else Rational(number.replace(" ", "")),)
     from math_verify import LatexExtractionConfig
 
-    # It also returns the text itself: alone, it would make equality a matter of spelling, which `spell` does better.
-    return tuple(r for r in _parse(rf"\boxed{{{text}}}", (LatexExtractionConfig(),)) if not isinstance(r, str))
+    return _parse(rf"\boxed{{{text}}}", (LatexExtractionConfig(),))
 
 
-def _parse(text: str, kinds: tuple[Any, ...] | None = None) -> list[Any]:
-    """Return math-verify's readings of `text`, SymPy objects and strings, best first."""
+def _parse(text: str, kinds: tuple[Any, ...] | None = None) -> tuple[Any, ...]:
+    """Return math-verify's readings of `text`, SymPy objects only."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     # It warns once per process that its time limit is off, which is what we want.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return parse(text, kinds or (LatexExtractionConfig(), ExprExtractionConfig()), parsing_timeout=None)
+    kinds = kinds or (LatexExtractionConfig(), ExprExtractionConfig())
+    # It also returns the text itself: alone, it would make equality a matter of spelling, which `spell` does better.
+    return tuple(reading for reading in parse(text, kinds, parsing_timeout=None) if not isinstance(reading, str))

@@ -43,5 +43,5 @@ def test_every_template_has_one_place_for_the_problem():
 def test_a_text_of_ones_own_stays_and_an_unknown_name_is_refused():
     assert resolve_template("Q: {prompt}") == "Q: {prompt}"
     assert resolve_template(None) is None
-    with pytest.raises(ValueError, match="is none of plain, qwen2.5-math, qwen3, qwen3-no-thinking, llama3"):
+    with pytest.raises(ValueError, match=r"is none of plain, qwen2\.5-math, qwen3, qwen3-no-thinking, llama3"):
         resolve_template("qwen4")
