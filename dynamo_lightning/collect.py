@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
 from dynamo_lightning.packing import balance
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
+from dynamo_lightning.rollout.ahead import RolloutsAhead
 from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
@@ -42,6 +43,7 @@ class RolloutCollector:
         self.scorer = scorer
         self.sampling = sampling
         self.dynamic_sampling = dynamic_sampling
+        self.ahead = RolloutsAhead(generator, sampling)
 
     def collect(
         self,
@@ -70,7 +72,9 @@ class RolloutCollector:
             first = len(outcomes)
             for part in datamodule.parts(todo):  # one, or a pilot and what its outcomes lead to
                 with phase("generate"):
-                    sampled, spare = self.sample(policy, tokenizer, part, "train", self.sampling.temperature)
+                    sampled, spare = self.ahead.take(part) or self.sample(
+                        policy, tokenizer, part, "train", self.sampling.temperature
+                    )
                 with phase("reward"):
                     scored = self.score(part, sampled)
                 datamodule.observe(part, self.without_dropped(scored))

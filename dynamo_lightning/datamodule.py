@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -274,6 +275,12 @@ class RolloutDataModule(L.LightningDataModule):
         assert self._stream is not None
         prompts = self._stream.take(count)
         return self._training_batch(iteration, prompts) if prompts else None
+
+    def peek(self) -> PromptBatch | None:
+        """The next batch of this epoch as it will come if nothing is observed in between; none at the epoch's end."""
+        assert self._stream is not None
+        ahead = copy.copy(self._stream)  # with a place of its own
+        return next(iter(ahead), None) if ahead.step < len(ahead) else None
 
     def _evaluation_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
         num_prompts = len(prompts)

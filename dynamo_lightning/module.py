@@ -62,6 +62,8 @@ class PolicyModule(PolicyHolder):
         updates: How a batch of rollouts is learnt from.
         dynamic_sampling: Go on with further prompts of the epoch until enough groups teach something (DAPO); `null`
             takes each batch as it is.
+        one_step_off: Sample the next batch while the policy learns from the running one, from weights that are one RL
+            iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerGenerator`.
         optimizer: The optimizer; on the command line it is `--optimizer`.
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
@@ -81,6 +83,7 @@ class PolicyModule(PolicyHolder):
         loss: PolicyLoss = PolicyLoss(),
         updates: UpdateConfig = UpdateConfig(),
         dynamic_sampling: DynamicSamplingConfig | None = None,
+        one_step_off: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip_val: float | None = 1.0,
@@ -93,6 +96,14 @@ class PolicyModule(PolicyHolder):
             raise ValueError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
         if eval_temperature <= 0:
             raise ValueError(f"model.eval_temperature must be positive, got {eval_temperature}")
+        if one_step_off and not generator.works_ahead:
+            raise ValueError(
+                "model.one_step_off=true needs a generator that works beside the update, which this model.generator "
+                "does not: use dynamo_lightning.rollout.vllm_server.VLLMServerGenerator"
+            )
+        if one_step_off and dynamic_sampling is not None:
+            raise ValueError("model.one_step_off=true does not go with model.dynamic_sampling: set one of them to null")
+        self.one_step_off = one_step_off
         self.automatic_optimization = False
         self.model_name = model_name
         self.policy_config = policy
@@ -149,6 +160,10 @@ class PolicyModule(PolicyHolder):
 
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
+        if self.one_step_off and self.datamodule.pilot:
+            raise ValueError(
+                f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0"
+            )
         self.collector.scorer.start()
         self.datamodule.check_answers(self.reward.check_answer)
         num_samples = self.datamodule.eval_rollouts_per_prompt
@@ -188,8 +203,11 @@ class PolicyModule(PolicyHolder):
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
         self.seconds = {}
         assert self.policy is not None
-        self.sync_generator()
+        if not self.collector.ahead.has(batch):
+            self.sync_generator()
+            self.collector.ahead.version = self.global_step
         found = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
+        staleness = self.begin_next_batch() if self.one_step_off else {}
         self.collector.generator.rest()
         batch = merge_parts(found.parts)
         rollout_batch = assign_advantages(found, self.loss.advantage)
@@ -209,6 +227,7 @@ class PolicyModule(PolicyHolder):
         metrics = {
             **rollout_metrics(batch, found.outcomes),
             **found.metrics,
+            **staleness,
             **allocation_metrics(batch, self.datamodule.min_rollouts, self.datamodule.max_rollouts),
             **experience.metrics,
             **result.metrics,
@@ -243,14 +262,31 @@ class PolicyModule(PolicyHolder):
     def sync_generator(self) -> None:
         """Have the generator sample from the weights as they are now."""
         assert self.policy is not None
+        self.collector.ahead.wait()
         with self.phase("sync"), self.trainer.precision_plugin.forward_context():
             self.collector.generator.sync(self.policy, self.global_step)
+
+    def begin_next_batch(self) -> dict[str, float]:
+        """Have the next batch sampled from now on; the age of the running one's weights, in optimizer steps."""
+        assert self.policy is not None
+        ahead = self.collector.ahead
+        staleness = self.global_step - ahead.version
+        self.policy.eval()
+        self.sync_generator()
+        batch = self.datamodule.peek()
+        if batch is not None:  # the first batch of an epoch is sampled when it is due
+            ahead.begin(self.policy, self.tokenizer, batch, self.global_step)
+        return {"sampling/staleness": float(staleness)}
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         """A checkpoint may have brought other weights, and updates have."""
         self.sync_generator()
+
+    def on_validation_end(self) -> None:
+        """What sampled may give its memory back."""
+        self.collector.generator.rest()
 
     def on_test_epoch_start(self) -> None:
         """As in validation."""
@@ -284,7 +320,6 @@ class PolicyModule(PolicyHolder):
 
     def on_validation_epoch_end(self) -> None:
         """Log every pass@k as `val/{source}/pass@k` with its 95 % interval, and forget the counts."""
-        self.collector.generator.rest()
         for (source, k), metric in self._pass_at_k_metrics.items():
             values = metric.compute()
             name = f"val/{source}/pass@{k}"
@@ -331,12 +366,18 @@ class PolicyModule(PolicyHolder):
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the rollouts that were sampled ahead: no weights that could sample them again are in a checkpoint."""
+        if self.one_step_off:
+            checkpoint["rollouts_ahead"] = self.collector.ahead.state_dict()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy in one line, before anything is loaded.
 
         Raises:
             ValueError: Naming the first parameter that does not fit.
         """
+        self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
         own = self.state_dict()
         for name, value in checkpoint["state_dict"].items():
             if name not in own or own[name].shape != value.shape:

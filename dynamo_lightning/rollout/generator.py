@@ -57,7 +57,7 @@ class Generator(ABC):
         """Give memory back until the next `sync`: nothing is sampled before; called on all ranks at once."""
 
     def close(self) -> None:  # noqa: B027
-        """End what was started; called once, also after a failure."""
+        """End what was started; called at the end of `fit`, `validate`, `test` and `predict`."""
 
     def begin(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,7 +146,8 @@ class VLLMGenerator(Generator):
         self._synced = None
         dtype, message = self.engine_dtype(policy), ""
         try:
-            self.start(policy, dtype)
+            with plain_precision():
+                self.start(policy, dtype)
         except RuntimeError as error:
             message = str(error)
         stop_together(message)
@@ -160,9 +162,10 @@ class VLLMGenerator(Generator):
         logprobs = sequence_logprobs(policy, sequences)
         source = weights()
         try:
-            self.push(source, label)
-            self.check_weights(expected, label)
-            self.check_logprobs(sequences, logprobs, label, dtype)
+            with plain_precision():
+                self.push(source, label)
+                self.check_weights(expected, label)
+                self.check_logprobs(sequences, logprobs, label, dtype)
         except (RuntimeError, ServerDown) as error:
             message = str(error)
         for _ in source:  # a sharded policy is gathered on all ranks, whichever of them push or fail
@@ -303,6 +306,18 @@ class VLLMGenerator(Generator):
             "stop_token_ids": list(stop_ids),
             "detokenize": False,
         }
+
+
+@contextmanager
+def plain_precision() -> Iterator[None]:
+    """Out of the trainer's precision context: an engine decides by itself what it computes in."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def check_completions(completions: Sequence[Completion], version: str) -> None:

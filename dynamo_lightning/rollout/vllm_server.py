@@ -1,9 +1,10 @@
 """Rollouts by vLLM servers: other processes, on other devices or other machines, reached over HTTP.
 
 Weights go to the servers by a folder that both sides see: the trainer writes them, the servers reload. A server is
-started with two things that ours need (docs/vllm.md has the whole command):
+started with three things that ours need (docs/vllm.md has the whole command):
 
-    VLLM_SERVER_DEV_MODE=1 … --worker-extension-cls dynamo_lightning.rollout.vllm_worker.WeightSyncExtension
+    VLLM_SERVER_DEV_MODE=1 … --enable-scale-out \
+        --worker-extension-cls dynamo_lightning.rollout.vllm_worker.WeightSyncExtension
 
 The development endpoints are open to whoever reaches the port: bind servers to loopback or to a private network.
 """
@@ -132,10 +133,12 @@ class VLLMServerGenerator(VLLMGenerator):
         try:
             call(url, "/weight_info", time_limit=10)
             served = self.rpc(url, "describe_model")[0]
+            probe = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "detokenize": False, "seed": 0}}
+            call(url, "/inference/v1/generate", probe, time_limit=self.time_limit)
         except (ServerRefused, ServerDown) as error:
             raise RuntimeError(
-                f"the server at {url} cannot be given weights ({error}): it must be vLLM 0.32, started with "
-                f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {WORKER_EXTENSION}"
+                f"the server at {url} cannot be used ({error}): it must be vLLM 0.32, started with "
+                f"VLLM_SERVER_DEV_MODE=1, --enable-scale-out and --worker-extension-cls {WORKER_EXTENSION}"
             ) from error
         text = policy.config.get_text_config()
         wanted = {
@@ -262,7 +265,7 @@ class VLLMServerGenerator(VLLMGenerator):
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
         """See the base class; by servers that are up, and only in the first process."""
-        params = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+        params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
         scores = []
         for url in self._alive if rank() == 0 else []:
             rows = []

