@@ -90,4 +90,4 @@ def write_padded(model_name: str, output_dir: str, head_dim: int = 32) -> None:
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(write_padded)
+    auto_cli(write_padded, as_positional=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
@@ -72,9 +73,13 @@ def compare_checksums(
 
 
 def fingerprint(policy: PreTrainedModel) -> tuple[int, ...]:
-    """Changes whenever a parameter is written to in place, and costs nothing to compute."""
-    locals_ = (getattr(parameter, "_local_tensor", parameter) for parameter in policy.parameters())
-    return (id(policy), *(tensor._version for tensor in locals_))
+    """Changes whenever a parameter is written to in place, and costs nothing to compute.
+
+    A sharded policy exchanges its parameters for gathered ones and back, so nothing can be told from them: only which
+    policy it is.
+    """
+    versions = () if isinstance(policy, FSDPModule) else tuple(parameter._version for parameter in policy.parameters())
+    return (id(policy), *versions)
 
 
 def probe_sequences(policy: PreTrainedModel, seed: int, count: int, length: int) -> list[list[int]]:

@@ -1,5 +1,10 @@
 """What can be said of pushes to vLLM without an engine."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -106,3 +111,51 @@ def test_responses_from_other_weights_stop_the_run():
         check_completions([good, Completion((5,), (-1.0,), frozenset({"6", "7"}))], "7")
     with pytest.raises(RuntimeError, match="not finite"):
         check_completions([Completion((5,), (float("-inf"),), frozenset({"7"}))], "7")
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from dynamo_lightning.policy import PolicyConfig, decoder_layers, load_policy
+from dynamo_lightning.rollout.vllm_weights import cast_weights, checksum, fingerprint, sequence_logprobs
+
+dist.init_process_group("gloo")
+whole, policy = (load_policy(sys.argv[1], PolicyConfig()) for _ in range(2))
+mesh = init_device_mesh("cpu", (2,))
+for layer in decoder_layers(policy):
+    fully_shard(layer, mesh=mesh)
+fully_shard(policy, mesh=mesh)
+sent = dict(cast_weights(policy, torch.bfloat16))
+expected = {name: value.detach().to(torch.bfloat16) for name, value in whole.named_parameters()}
+assert sent.keys() == expected.keys()
+assert all(torch.equal(sent[name], value) for name, value in expected.items())
+assert all(checksum(sent[name]) == checksum(value) for name, value in expected.items())
+before, rows = fingerprint(policy), [[3, 4, 5, 6]]
+torch.testing.assert_close(sequence_logprobs(policy, rows), sequence_logprobs(whole, rows))
+policy(torch.tensor(rows)).logits.sum().backward()
+assert fingerprint(policy) == before
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_sharded_policy_is_sent_whole_by_every_process(tiny_policy):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED, tiny_policy],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
