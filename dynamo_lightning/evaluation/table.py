@@ -38,22 +38,30 @@ def print_results(results: Mapping[str, BenchmarkResult], console: Console | Non
         results: As `summarise` returns them.
         console: Where to print, by default standard output.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a log has no width to respect
+            console = Console(width=160)
     names = list(dict.fromkeys(name for result in results.values() for name in result.metrics))
-    table = Table("benchmark", "problems", *names, title="95 % intervals over problems", title_justify="left")
+    title = "percent (length: tokens), below it the 95 % interval over problems"
+    table = Table("benchmark", title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     for source, result in results.items():
         if source == MEAN:
             table.add_section()
         cells = [_cell(name, result.metrics.get(name)) for name in names]
-        table.add_row(source, str(result.num_problems), *cells)
-    (console or Console()).print(table)
+        table.add_row(f"{source}\n{result.num_problems} problems", *cells)
+    console.print(table)
 
 
 def _cell(name: str, estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
-    digits = 0 if name == "length" else 3
-    value, low, high = (f"{number:.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+    factor, digits = (1, 0) if name == "length" else (100, 1)
+    value, low, high = (f"{factor * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
     return f"{value}\n{low}–{high}"

@@ -92,6 +92,22 @@ def test_a_second_run_samples_only_what_is_missing(config, monkeypatch):
     assert len(asked) == 24, "the same problems under another template"
 
 
+def test_one_process_goes_on_where_two_were(config, monkeypatch):
+    alone = main(["test", "--config", config]).trainer.callback_metrics
+    command = [sys.executable, "-m", "dynamo_lightning", "test", "--config", config, "--model.evaluation.folder=kept"]
+    two = ["--trainer.strategy=ddp", "--trainer.devices=2", REPORT]
+    subprocess.run([*command, *two], check=True, capture_output=True, timeout=300)
+    names = sorted(path.name for path in Path("kept").rglob("*.jsonl"))
+    assert names == ["sums.responses.jsonl", "sums.responses.rank1.jsonl"]
+    assert len(responses()) == 24
+    (path,) = Path("kept").rglob("*.rank1.jsonl")
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    again = evaluate(config).trainer.callback_metrics
+    assert len(responses()) == 24
+    for name, value in alone.items():
+        assert float(again[name]) == pytest.approx(float(value)), name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -120,7 +136,9 @@ def seven_benchmarks(benchmark_files, tmp_path, monkeypatch):
         "test", "--config=benchmarks.yaml", "--config=overlays/benchmark_files.yaml", "--trainer.accelerator=cpu",
         "--model.model_name=embedded:arithmetic-qwen3", "--model.sampling.max_response_length=8",
         "--model.generator.class_path=dynamo_lightning.rollout.transformers.TransformersGenerator",
-        "--data.template={prompt}", "--data.eval_rollouts_per_prompt=2", "--model.pass_at_k=[1,2]",
+        "--model.generator.init_args.batch_size=32", "--data.eval_prompts_per_batch=256",
+        "--data.template={prompt}", "--data.max_prompt_length=5000",  # characters are tokens here
+        "--data.eval_rollouts_per_prompt=2", "--model.pass_at_k=[1,2]",
         "--model.evaluation.maj_at_k=[2]", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
 
