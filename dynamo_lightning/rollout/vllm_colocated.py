@@ -7,6 +7,7 @@ other, so that old cache and new weights never need memory together.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,9 @@ class VLLMColocatedGenerator(VLLMGenerator):
             local_rank = policy.device.index if on_gpu else rank()
             os.environ.update(RANK=str(rank()), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size()))
         self._owns_process_group = not dist.is_initialized()
+        if self._owns_process_group:
+            # vLLM makes a group of one process, which Lightning takes for a distributed run that logs carelessly.
+            warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
         try:
             with keep_process_settings():
                 self._engine = LLM(**{**options, **self.engine_options})
