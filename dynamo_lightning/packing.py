@@ -1,7 +1,8 @@
 """Rollouts packed into micro-batches of a token budget: one row each, no padding.
 
-Sequences are laid end to end with `position_ids` restarting at 0 and without an attention mask; transformers then keeps
-them apart by itself. Packed logits equal unpacked ones (tested for Qwen2, Qwen3 and Llama architectures).
+Sequences are laid end to end with `position_ids` restarting at 0 and without an attention mask; transformers, or
+`packed_attention.py`, then keeps them apart. Packed logits equal unpacked ones (tested for Qwen2, Qwen3, Llama, Mistral
+and Gemma architectures).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynamo_lightning.packed_attention import SequenceBuckets, bucket_sequences
 from dynamo_lightning.types import Rollout
 
 
@@ -28,6 +30,8 @@ class MicroBatch:
     """Where in the row each response token is predicted from, `[num_tokens]`: the position before its own."""
     targets: Tensor
     """The response tokens, `[num_tokens]`."""
+    sequence_buckets: SequenceBuckets
+    """Where each sequence is, for attention."""
     token_indices: Tensor
     """Where each response token stands among all response tokens of this rank's rollouts, `[num_tokens]`."""
 
@@ -120,5 +124,10 @@ def make_micro_batch(rollouts: Sequence[Rollout], indices: Sequence[int], device
         return torch.tensor(values, dtype=torch.int64, device=device)
 
     return MicroBatch(
-        tensor(tokens)[None], tensor(positions)[None], tensor(predictors), tensor(targets), tensor(token_indices)
+        tensor(tokens)[None],
+        tensor(positions)[None],
+        tensor(predictors),
+        tensor(targets),
+        bucket_sequences([len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices], device),
+        tensor(token_indices),
     )

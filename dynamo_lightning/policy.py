@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dynamo_lightning import packed_attention
 from dynamo_lightning.embedded import local_path
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics, chunked_loss, token_statistics
 from dynamo_lightning.packing import MicroBatch, make_micro_batch
@@ -28,7 +30,8 @@ class PolicyConfig:
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     """Type of the weights; `auto` takes the checkpoint's. Mixed precision is `trainer.precision`, over float32."""
     attn_implementation: str | None = None
-    """Attention kernel: `sdpa`, `flash_attention_2`, `flex_attention`, `eager`; `null` lets transformers choose."""
+    """Attention kernel: `sdpa`, `flash_attention_2`, `flex_attention`, `eager`; `null` lets transformers choose. `sdpa`
+    computes nothing between the sequences of a packed row."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -104,6 +107,9 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
         if config.attn_implementation is None or "attention" not in str(error).lower():
             raise
         raise ValueError(f"model.policy.attn_implementation={config.attn_implementation!r}: {error}") from error
+    if policy.config._attn_implementation == "sdpa":
+        packed_attention.register()
+        policy.set_attn_implementation(packed_attention.NAME)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
@@ -137,17 +143,21 @@ def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> 
     The policy is called as a whole, so that sharding hooks run, but is asked for one position's logits only; a hook on
     its decoder takes the hidden states on the way.
     """
+    is_packed = policy.config._attn_implementation == packed_attention.NAME
+    packed = {"sequence_buckets": micro_batch.sequence_buckets} if is_packed else {}
     captured: list[Tensor] = []
     handle = policy.get_decoder().register_forward_hook(
         lambda module, args, output: captured.append(output.last_hidden_state)
     )
     try:
-        policy(
-            input_ids=micro_batch.input_ids,
-            position_ids=micro_batch.position_ids,
-            use_cache=False,
-            logits_to_keep=1,
-        )
+        with packed_attention.without_mask() if is_packed else nullcontext():
+            policy(
+                input_ids=micro_batch.input_ids,
+                position_ids=micro_batch.position_ids,
+                use_cache=False,
+                logits_to_keep=1,
+                **packed,
+            )
     finally:
         handle.remove()
     return captured[0][0, micro_batch.predictor_positions]

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamo_lightning.packed_attention import register
 from dynamo_lightning.packing import balance, make_micro_batch, pack
 from dynamo_lightning.policy import PolicyConfig, check_packing, load_policy, response_statistics
 
@@ -54,15 +55,17 @@ def architectures():
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    for name in ("Qwen2", "Qwen3", "Llama", "Mistral"):
-        yield name, getattr(transformers, f"{name}Config")(**sizes, **heads)
+    for name in ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma"):
+        yield name, getattr(transformers, f"{name}Config")(**sizes, **heads, pad_token_id=0)
+    yield "Mistral, window", transformers.MistralConfig(**sizes, **heads, pad_token_id=0, sliding_window=7)
 
 
-@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "Llama", "Mistral"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "Llama", "Mistral", "Gemma", "Mistral, window"])
+@pytest.mark.parametrize("attention", ["packed_sdpa", "sdpa", "eager"])
 def test_packed_sequences_do_not_see_each_other(name, attention, make_prompt, make_rollout):
     from transformers import AutoModelForCausalLM
 
+    register()
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_config(
         dict(architectures())[name], attn_implementation=attention, dtype=torch.float32
@@ -98,10 +101,10 @@ def test_kernels_that_keep_packed_sequences_apart_pass_the_check(tiny_policy, at
 
 
 def test_a_policy_that_mixes_packed_sequences_is_refused(tiny_policy, monkeypatch):
-    policy = load_policy(tiny_policy, PolicyConfig())
+    policy = load_policy(tiny_policy, PolicyConfig(attn_implementation="eager"))
     forward = policy.forward
     monkeypatch.setattr(policy, "forward", lambda position_ids, **inputs: forward(**inputs))
     with pytest.raises(
-        ValueError, match=r"'sdpa' lets packed sequences see each other .*model.policy.attn_implementation"
+        ValueError, match=r"'eager' lets packed sequences see each other .*model.policy.attn_implementation"
     ):
         check_packing(policy)

@@ -1,0 +1,133 @@
+"""Attention over packed sequences without computing between them.
+
+In a packed row, PyTorch's `sdpa` works on every pair of positions and masks most of them: time and memory grow with the
+square of the row. Here sequences of about equal length are taken out of the row, side by side, and attended to with the
+causal kernel, which needs no mask; only `flash_attention_2` does as well, and it has to be installed. Registered with
+transformers as `packed_sdpa`, which behaves as `sdpa` wherever no sequences are given, in generation for example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "packed_sdpa"
+_without_mask = ContextVar("without_mask", default=False)
+
+
+@dataclass(frozen=True)
+class SequenceBuckets:
+    """Where the sequences of a row are; those of about equal length together."""
+
+    positions: tuple[Tensor, ...]
+    """For each bucket positions in the row, `[num_sequences, longest]`; what is missing on the right repeats the last,
+    which no earlier position attends to."""
+    order: Tensor
+    """Where each position of the row is among all entries of the buckets laid end to end, `[row_length]`."""
+
+
+def bucket_sequences(lengths: Sequence[int], device: torch.device) -> SequenceBuckets:
+    """Put sequences laid end to end into buckets; a fifth of a bucket's entries may be missing, or 8 per sequence.
+
+    Args:
+        lengths: Of the sequences, in the order of the row, each at least 1.
+        device: Where the tensors go.
+    """
+    starts = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+    by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    buckets: list[list[int]] = []
+    for index in by_length:
+        longest = lengths[buckets[-1][0]] if buckets else 0
+        if buckets and longest - lengths[index] <= max(8, longest // 5):
+            buckets[-1].append(index)
+        else:
+            buckets.append([index])
+    positions = []
+    order = torch.empty(int(starts[-1]), dtype=torch.int64)
+    offset = 0
+    for bucket in buckets:
+        own = torch.tensor([lengths[i] for i in bucket])[:, None]
+        step = torch.arange(int(own.max()))[None, :]
+        places = starts[bucket][:, None] + torch.minimum(step, own - 1)
+        there = step < own
+        order[places[there]] = offset + there.flatten().nonzero().squeeze(1)
+        offset += places.numel()
+        positions.append(places.to(device))
+    return SequenceBuckets(tuple(positions), order.to(device))
+
+
+@torch.compiler.disable
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    sequence_buckets: SequenceBuckets | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of the name `packed_sdpa`, as transformers calls it.
+
+    Args:
+        module: The attention layer.
+        query: `[batch_size, num_heads, query_length, head_dim]`.
+        key: `[batch_size, num_key_value_heads, key_length, head_dim]`.
+        value: As the key.
+        attention_mask: Only without buckets.
+        sequence_buckets: The sequences of the one row; `None` attends as `sdpa` does.
+        **options: Scaling, dropout, sliding window, …
+
+    Returns:
+        `[batch_size, query_length, num_heads, head_dim]`, and no attention weights.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if sequence_buckets is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    window = options.get("sliding_window")
+    outputs = []
+    for positions in sequence_buckets.positions:
+        num_sequences, length = positions.shape
+        parts = (
+            x[0].index_select(1, positions.flatten()).unflatten(1, (num_sequences, length)).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        mask = None
+        if window is not None and length > window:
+            steps = torch.arange(length, device=query.device)
+            distance = steps[:, None] - steps[None, :]
+            mask = ((distance >= 0) & (distance < window))[None, None].expand(num_sequences, 1, -1, -1)
+        output, _ = sdpa_attention_forward(module, *parts, mask, **(options | {"is_causal": mask is None}))
+        outputs.append(output.flatten(0, 1))
+    return torch.cat(outputs).index_select(0, sequence_buckets.order)[None], None
+
+
+def packed_mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """The mask of `sdpa`; none `without_mask`."""
+    from transformers.masking_utils import sdpa_mask
+
+    return None if _without_mask.get() else sdpa_mask(*arguments, **options)
+
+
+@contextmanager
+def without_mask() -> Iterator[None]:
+    """Make no mask inside: its size is the square of the row's."""
+    token = _without_mask.set(True)
+    try:
+        yield
+    finally:
+        _without_mask.reset(token)
+
+
+def register() -> None:
+    """Make the name known to transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, packed_mask)
