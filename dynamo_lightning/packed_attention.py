@@ -94,7 +94,7 @@ def packed_attention(
     outputs = []
     for positions in sequence_buckets.positions:
         num_sequences, length = positions.shape
-        parts = (
+        queries, keys, values = (
             x[0].index_select(1, positions.flatten()).unflatten(1, (num_sequences, length)).transpose(0, 1)
             for x in (query, key, value)
         )
@@ -103,7 +103,9 @@ def packed_attention(
             steps = torch.arange(length, device=query.device)
             distance = steps[:, None] - steps[None, :]
             mask = ((distance >= 0) & (distance < window))[None, None].expand(num_sequences, 1, -1, -1)
-        output, _ = sdpa_attention_forward(module, *parts, mask, **(options | {"is_causal": mask is None}))
+        output, _ = sdpa_attention_forward(
+            module, queries, keys, values, mask, **(options | {"is_causal": mask is None})
+        )
         outputs.append(output.flatten(0, 1))
     return torch.cat(outputs).index_select(0, sequence_buckets.order)[None], None
 
