@@ -270,17 +270,18 @@ def test_servers_agree_with_the_policy_and_survive_a_kill(servers, policy, token
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_trains_with_the_colocated_engine(tmp_path, prompt_file):
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_trains_with_an_engine_in_each_process(tmp_path, prompt_file, num_processes):
     write_padded("embedded:arithmetic-qwen3", str(tmp_path / "policy"), 32)
-    code = "from dynamo_lightning.cli import main; import sys; main(sys.argv[1:])"
     arguments = [
         "fit", "--config=quickstart.yaml", "--config=overlays/vllm_colocated.yaml", "--name=vllm",
         "--model.generator.cache_gib=0.25", "--model.generator.enforce_eager=true",
         f"--data.train.path={prompt_file}", f"--data.val=[{{path: {prompt_file}, name: sums, template: '{{prompt}}'}}]",
         "--data.prompts_per_batch=4", f"--model.model_name={tmp_path}/policy",
-        "--trainer.max_epochs=1", "--model.scoring.num_workers=1",
+        "--trainer.max_epochs=1", f"--trainer.devices={num_processes}", "--model.scoring.num_workers=1",
     ]  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", "dynamo_lightning", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "runs/vllm/version_0/summary.json").read_text())
     assert summary["status"] == "finished"
