@@ -26,6 +26,14 @@ _UNBOXED_CHARACTERS = 500  # of a response without a box, searched for an answer
 _SMALL = 0.01  # below it, six decimal places are fewer than four digits
 _RELATIVE_TOLERANCE = 1e-4
 _CLEARLY = 1e-3  # a relative difference that no rounding explains
+_MAX_ANSWER_CHARACTERS, _MAX_ANSWER_DEPTH = 500, 8
+_EXPENSIVE = re.compile(
+    r"\\(?:int|sum|prod|lim)(?![a-z])"  # what has a value should be given as the value
+    r"|\^[\s{(]*-?\d{5,}|\d{5,}\s*!|!\s*\)*\s*!|\\d?binom\s*\{[^{}]*(?:\d{5}|\^)|\d{300}"
+    r"|\*\*.*\*\*|(?:\^\s*\{[^{}^]{0,20}){3}|\^\s*\{\s*\d+\s*\^\s*\{?\s*\d\d",  # towers of powers
+    re.DOTALL,
+)
+"""What no one writes as a final answer and takes SymPy for ever."""
 _PLAIN_FRACTION = re.compile(r"^(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}$")
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,30}(?: ?/ ?\d{1,30}|\.\d{1,30})?")
 
@@ -145,13 +153,26 @@ def last_boxed(text: str) -> str | None:
 @lru_cache(maxsize=16384)
 def _equals_boxed(answer: str, boxed: str) -> bool:
     """Return whether what is in the response's box equals `answer`."""
-    return spell(answer) == spell(boxed) != "" or _verify(_parse_answer(answer), _parse_latex(_rewrite(boxed)))
+    if spell(answer) == spell(boxed) != "":
+        return True
+    return not _is_expensive(boxed) and _verify(_parse_answer(answer), _parse_latex(_rewrite(boxed)))
+
+
+def _is_expensive(answer: str) -> bool:
+    """Return whether an answer is too long, too deep or too large to be one, and would rather keep a worker busy."""
+    if len(answer) > _MAX_ANSWER_CHARACTERS or _EXPENSIVE.search(_rewrite(answer)):
+        return True
+    depth = deepest = 0
+    for character in answer:
+        depth += (character in "{([") - (character in "})]")
+        deepest = max(deepest, depth)
+    return deepest > _MAX_ANSWER_DEPTH
 
 
 @lru_cache(maxsize=16384)
 def _equals_unboxed(answer: str, ending: str) -> bool:
     """Return whether the final answer in `ending` equals `answer`."""
-    return _verify(_parse_answer(answer), _parse(ending))
+    return not re.search(r"\*\*.*\*\*|\d{300}", ending, re.DOTALL) and _verify(_parse_answer(answer), _parse(ending))
 
 
 @lru_cache(maxsize=8192)

@@ -75,6 +75,64 @@ def test_last_complete_box_is_found(text, content):
     assert last_boxed(text) == content
 
 
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("4.5e33", r"\boxed{4.5 \times 10^{33}}"),
+        ("1e-5", r"\boxed{0.00001}"),
+        ("-1./3", r"\boxed{-\frac{1}{3}}"),
+        (r"$69$,$84$", r"\boxed{84, 69}"),
+        (r"$(-\infty, 0) \cup\{1\}$.", r"\boxed{\{1\} \cup (-\infty, 0)}"),
+        (r"$m_{\max }=n^{2}-n-1$", r"\boxed{n^2 - n - 1}"),
+        (r"\text{(C)}", r"\boxed{C}"),
+        (r"x \in [-2,7]", r"\boxed{[-2, 7]}"),
+        ("x=5", r"\boxed{5}"),
+        (r"10,\!080", r"\boxed{10080}"),
+        (r"5.4 \text{ cents}", r"\boxed{5.4}"),
+        (r"90^\circ", r"\boxed{90}"),
+        (r"1\frac{4}{5}", r"\boxed{\frac{9}{5}}"),
+        ("x^8+x^7+x^6+x^5+x^4", r"\boxed{x^4 (x^4+x^3+x^2+x+1)}"),
+        (r"\frac{100!}{2^{50}}", r"\boxed{100! \cdot 2^{-50}}"),
+        (
+            r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}",
+            r"\boxed{\begin{bmatrix} -\frac{1}{3} \\ \frac{2}{3} \end{bmatrix}}",
+        ),
+        ("62.5%", r"\boxed{62.5\%}"),
+    ],
+)
+def test_answers_as_benchmarks_spell_them(answer, response):
+    assert MathReward()("", response, answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "response"),
+    [
+        ("2.26e-10", r"\boxed{3.3e-10}"),
+        ("0.006", r"\boxed{0.0060049}"),
+        ("4.5e33", r"\boxed{4.5 \times 10^{32}}"),
+        (r"$69$,$84$", r"\boxed{84}"),
+        (r"(-\infty, 0) \cup\{1\}", r"\boxed{(-\infty, 0)}"),
+        ("x^2+x", r"\boxed{x^2-x}"),
+        ("12", r"\boxed{1,2}"),
+        (r"\frac{1}{3}", r"\boxed{0.33}"),
+    ],
+)
+def test_near_misses_get_zero(answer, response):
+    assert MathReward()("", response, answer) == 0.0
+
+
+def test_an_answer_that_is_no_mathematics_is_refused_or_compared_as_text():
+    answer = r"\hbar \omega(v+1 / 2)-\frac{E_{0}^{2}}{2 m}"
+    with pytest.raises(ValueError, match="set MathReward's unparsable: text"):
+        MathReward().check_answer(answer)
+    reward = MathReward(unparsable="text")
+    reward.check_answer(answer)
+    assert reward("", rf"\boxed{{{answer.replace(' ', '').replace('frac', 'dfrac')}}}", answer) == 1.0
+    assert reward("", r"\boxed{2}", answer) == 0.0
+    with pytest.raises(ValueError, match="cannot be parsed"):
+        reward.check_answer(" ")
+
+
 def test_unclosed_boxes_cost_linear_time():
     assert last_boxed(r"\boxed{" * 100_000 + "5" + "}") == "5"
 
