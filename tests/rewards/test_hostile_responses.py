@@ -4,7 +4,6 @@ import resource
 from collections import Counter
 
 import pytest
-from hostile_responses import hostile_responses
 
 from dynamo_lightning.rewards import FormatReward, MathReward, WeightedReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
@@ -26,6 +25,8 @@ def score(rollouts):
 
 @pytest.mark.slow
 def test_a_thousand_hostile_responses_are_scored_and_counted(tmp_path, monkeypatch):
+    from hostile_responses import hostile_responses  # importable like the rewards that misbehave
+
     monkeypatch.chdir(tmp_path)
     hostile = list(hostile_responses(1000))
     rollouts = [make_rollout(response, answer) for _, response, answer in hostile]
