@@ -114,7 +114,7 @@ class MathReward(Reward):
 def final_answer(response: str, max_characters: int = 5000) -> str | None:
     """Return the response's boxed answer in one spelling, to count votes; None without a complete box."""
     boxed = last_boxed(response[-max_characters:])
-    return None if boxed is None else spell(boxed)
+    return None if boxed is None else spell(boxed[:_MAX_ANSWER_CHARACTERS])
 
 
 def spell(answer: str) -> str:
@@ -153,6 +153,8 @@ def last_boxed(text: str) -> str | None:
 @lru_cache(maxsize=16384)
 def _equals_boxed(answer: str, boxed: str) -> bool:
     """Return whether what is in the response's box equals `answer`."""
+    if len(boxed) > 2 * max(_MAX_ANSWER_CHARACTERS, len(answer)):  # even the patterns of `spell` would take their time
+        return False
     if spell(answer) == spell(boxed) != "":
         return True
     return not _is_expensive(boxed) and _verify(_parse_answer(answer), _parse_latex(_rewrite(boxed)))

@@ -6,6 +6,21 @@ import re
 import sys
 import time
 
+from dynamo_lightning.rewards import Reward
+
+
+class Hoarder(Reward):
+    """Keeps 100 MiB of every item in a cache."""
+
+    cache = []  # noqa: RUF012
+
+    def __call__(self, prompt, response, answer, **columns):
+        self.cache.append(bytearray(100 * 2**20))
+        return 1.0
+
+    def free_memory(self):
+        self.cache.clear()
+
 
 def obey(prompt, response, answer):
     """Return the response as a number, unless it is one of the commands below."""

@@ -34,7 +34,10 @@ NOT_MATHEMATICS = {
     ("olympiadbench", 96): "t(0,4]: a slip in the data",
 }
 """Rows whose gold math-verify cannot read: they are compared as text."""
-FALSE_ACCEPTS = {("6", "$6m$"): "math-verify takes m for metres"}
+FALSE_ACCEPTS = {
+    ("6", "$6m$"): "math-verify takes m for metres",
+    ("2,3,4", "2,4,3"): "a list without brackets is a set to math-verify",
+}
 """Pairs of a gold answer and a wrong one that is accepted."""
 WRONG_ANSWERS_PER_ROW = 12
 REWARD = MathReward(unparsable="text")

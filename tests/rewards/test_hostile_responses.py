@@ -48,8 +48,3 @@ def test_a_thousand_hostile_responses_are_scored_and_counted(tmp_path, monkeypat
     # Linux counts in KiB, over all processes that have ended: no worker was larger than its start and its limit.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < (MEMORY_LIMIT_GB + 1.0) * 2**20
     assert list(tmp_path.iterdir()) == [], "no code was run"
-
-
-def test_what_hostile_items_leave_in_caches_is_freed():
-    digits = [make_rollout(r"\boxed{" + f"{number}" + "7" * 4000 + "}", "5") for number in range(300)]
-    assert {s.failure for s in score([*digits, make_rollout(r"\boxed{5}", "5")])} == {None}

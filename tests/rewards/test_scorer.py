@@ -85,6 +85,14 @@ def test_overrun_is_a_timeout_and_leaves_the_others_of_its_chunk_alone(scorer, c
     assert [score.reward for score in scores if score.failure is None] == [float(i) for i in range(100) if i != 37]
 
 
+def test_caches_are_freed_before_they_use_up_the_memory():
+    from hostile_rewards import Hoarder
+
+    with RewardScorer(Hoarder(), ScoringConfig(num_workers=1, memory_limit_gb=0.5)) as scorer:
+        scores = scorer.score([make_rollout("1")] * 20)
+    assert [score.failure for score in scores] == [None] * 20
+
+
 def test_time_limit_is_for_each_rollout_not_for_a_chunk(scorer):
     scores = scorer.score([make_rollout("sleep 0.3")] * 12)
     assert [score.failure for score in scores] == [None] * 12
@@ -126,16 +134,15 @@ def test_worker_that_scores_mathematics_does_not_import_torch(math_scorer):
     ]
 
 
-def test_power_tower_is_stopped_and_a_dropped_failure_has_no_reward(math_scorer):
+def test_power_tower_is_wrong_at_once(math_scorer):
     scores = math_scorer.score([make_rollout(r"\boxed{5}"), make_rollout(r"\boxed{9^{9^{9^{9}}} + x}", "9^x")])
-    assert scores[0].reward == 1.0
-    assert math.isnan(scores[1].reward)
-    assert scores[1].failure in ("timeout", "crash")
+    assert [(score.reward, score.failure) for score in scores] == [(1.0, None), (0.0, None)]
 
 
 def test_unparsable_reference_answer_is_a_crash_that_quotes_it(math_scorer):
     (score,) = math_scorer.score([make_rollout(r"\boxed{5}", answer="???")])
     assert score.failure == "crash"
+    assert math.isnan(score.reward), "failure_score is drop"
     assert "ValueError: the reference answer '???' cannot be parsed" in score.message
 
 
