@@ -125,7 +125,7 @@ def our_iterations(folder: str, share: float) -> list[float]:
         reward=CoinReward(),
         scoring=ScoringConfig(num_workers=1),
         loss=PolicyLoss(advantage=GRPO()),
-        updates=UpdateConfig(max_tokens_per_micro_batch=1024),
+        updates=UpdateConfig(max_tokens_per_micro_batch=4096),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
     )
     data = RolloutDataModule(

@@ -1,9 +1,9 @@
-"""Attention over packed sequences without computing between them.
+"""PyTorch's `sdpa` without what it would compute in vain: between packed sequences, and copies of shared keys.
 
 In a packed row, PyTorch's `sdpa` works on every pair of positions and masks most of them: time and memory grow with the
 square of the row. Here sequences of about equal length are taken out of the row, side by side, and attended to with the
 causal kernel, which needs no mask; only `flash_attention_2` does as well, and it has to be installed. Registered with
-transformers as `packed_sdpa`, which behaves as `sdpa` wherever no sequences are given, in generation for example.
+transformers as `packed_sdpa`, which gives what `sdpa` gives wherever no sequences are given, in generation for example.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 NAME = "packed_sdpa"
+_PLAIN_OPTIONS = frozenset({"dropout", "scaling", "sliding_window", "position_ids", "use_cache"})
+"""What may be given while one token is generated; the mask has the sliding window, dropout is off."""
 _without_mask = ContextVar("without_mask", default=False)
 
 
@@ -89,6 +91,8 @@ def packed_attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if sequence_buckets is None:
+        if query.shape[2] == 1 and query.shape[1] != key.shape[1] and options.keys() <= _PLAIN_OPTIONS:
+            return _grouped_decoding(query, key, value, attention_mask, options.get("scaling")), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     window = options.get("sliding_window")
     outputs = []
@@ -108,6 +112,18 @@ def packed_attention(
         )
         outputs.append(output.flatten(0, 1))
     return torch.cat(outputs).index_select(0, sequence_buckets.order)[None], None
+
+
+def _grouped_decoding(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """Attend from one position; heads that share a key head are laid out as several queries of it.
+
+    `sdpa` would copy the whole cache of keys and values for each of them, at every token, because of the mask.
+    """
+    grouped = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
+    output = nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return output.flatten(1, 2)[:, None]
 
 
 def packed_mask(*arguments: Any, **options: Any) -> Tensor | None:

@@ -45,6 +45,20 @@ def test_without_sequences_it_is_sdpa():
     torch.testing.assert_close(ours, theirs)
 
 
+def test_decoding_with_shared_key_heads_is_sdpa():
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(3, 6, 1, 8), torch.randn(2, 3, 2, 7, 8).unbind()
+    mask = torch.ones(3, 1, 1, 7, dtype=torch.bool)
+    mask[0, ..., :4] = False
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 3
+    ours, _ = packed_attention(layer, query, key, value, mask, scaling=0.3)
+    theirs, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_gradients_equal_those_of_masked_attention(tiny_policy, make_prompt, make_rollout, gradient_checkpointing):
     """Guard: a backward pass that recomputes the layers must see the sequences too."""

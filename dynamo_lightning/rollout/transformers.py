@@ -1,5 +1,7 @@
 """Rollouts by transformers' own `generate`: no engine to install, exact log-probabilities, right for small models.
 
+It is called for a few tokens at a time, and goes on without the responses that have ended.
+
 Sampling is done by adding Gumbel noise to the log-probabilities and taking the largest (the Gumbel-max trick). The
 noise of each token comes from a counter-based generator keyed by the request's seed, the position and the token, so a
 response does not depend on its neighbours in the batch, on the rank or on any generator's state.
@@ -13,14 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dynamo_lightning.distributed import world_size
+from dynamo_lightning.distributed import max_over_ranks, world_size
 from dynamo_lightning.policy import eos_token_ids
 from dynamo_lightning.rollout.generator import Generator
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+SEGMENT_LENGTH = 16
+"""Tokens after which responses that have ended are left out of the batch; they would cost as much as the others."""
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 """SplitMix64's increment: 2⁶⁴ divided by the golden ratio."""
 
@@ -127,49 +131,94 @@ def _generate_batch(
     max_response_length: int,
     temperature: float,
 ) -> list[Rollout]:
-    """One call of `generate`, prompts padded on the left."""
-    from transformers import GenerationConfig, LogitsProcessorList
-
+    """Responses side by side, prompts padded on the left; every few tokens those that have ended are left out."""
     prompt_length = max(len(request.prompt.token_ids) for request in requests)
-    input_ids = torch.full((len(requests), prompt_length), tokenizer.pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
+    prompts = torch.full((len(requests), prompt_length), tokenizer.pad_token_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(prompts)
     for row, request in enumerate(requests):
         length = len(request.prompt.token_ids)
-        input_ids[row, prompt_length - length :] = torch.tensor(request.prompt.token_ids)
+        prompts[row, prompt_length - length :] = torch.tensor(request.prompt.token_ids)
         attention_mask[row, prompt_length - length :] = 1
+    prompts, attention_mask = prompts.to(policy.device), attention_mask.to(policy.device)
     stop_ids = eos_token_ids(policy, tokenizer)
     seeds = torch.tensor([request.seed for request in requests], dtype=torch.int64, device=policy.device)
-    sampler = GumbelSampler(seeds, prompt_length, temperature)
+    responses: list[list[int]] = [[] for _ in requests]
+    logprobs: list[list[float]] = [[] for _ in requests]
+    running = list(range(len(requests)))
+    sequences, cache = prompts, None
+    for start in range(0, max_response_length, SEGMENT_LENGTH):
+        sampler = GumbelSampler(seeds[running or [0]], prompt_length, temperature)
+        num_new = min(SEGMENT_LENGTH, max_response_length - start)
+        longer, cache = _continue(policy, sequences, attention_mask, cache, sampler, num_new, stop_ids, tokenizer)
+        new_tokens = longer[:, sequences.shape[1] :].tolist()
+        new_logprobs = torch.stack(sampler.sampled_logprobs, dim=1).tolist()
+        unfinished = []
+        for position, row in enumerate(running):
+            tokens = new_tokens[position]
+            end = next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), None)
+            responses[row] += tokens[:end]
+            logprobs[row] += new_logprobs[position][:end]
+            if end is None:
+                unfinished.append(position)
+        if not max_over_ranks(len(unfinished), policy.device):
+            break
+        running = [running[position] for position in unfinished]
+        if running:
+            sequences = longer[unfinished]
+            added = attention_mask.new_ones(len(unfinished), longer.shape[1] - attention_mask.shape[1])
+            attention_mask = torch.cat([attention_mask[unfinished], added], dim=1)
+            cache = _select_rows(cache, unfinished)
+        else:  # a sharded policy runs on all ranks or on none: this one goes along with the others
+            sequences, attention_mask, cache = prompts[:1], (prompts[:1] * 0) + 1, None
+    rollouts = []
+    for request, tokens, values in zip(requests, responses, logprobs, strict=True):
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+        truncated = tokens[-1] not in stop_ids
+        rollouts.append(Rollout(request.prompt, request.sample_index, tuple(tokens), tuple(values), text, truncated))
+    return rollouts
+
+
+def _continue(
+    policy: PreTrainedModel,
+    sequences: Tensor,
+    attention_mask: Tensor,
+    cache: Cache | None,
+    sampler: GumbelSampler,
+    num_new: int,
+    stop_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Tensor, Cache | None]:
+    """Up to so many more tokens for each sequence, `[num_sequences, longer]`, and the cache of keys and values."""
+    from transformers import GenerationConfig, LogitsProcessorList
+
     own_config = policy.generation_config
     # `generate` fills whatever a given config leaves open from the model's own (Qwen's has a repetition penalty and
     # top-k): the policy would not be what is sampled from. So the model's own is put aside.
     policy.generation_config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_response_length,
+        max_new_tokens=num_new,
         eos_token_id=list(stop_ids),
         pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
     )
     try:
         # A layer compiled for updates would be compiled again and again for the growing cache.
         with torch.compiler.set_stance("force_eager"):
-            sequences = policy.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
-                input_ids=input_ids.to(policy.device),
-                attention_mask=attention_mask.to(policy.device),
+            output = policy.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
+                input_ids=sequences,
+                attention_mask=attention_mask,
+                past_key_values=cache,
                 logits_processor=LogitsProcessorList([sampler]),
                 synced_gpus=world_size() > 1,
             )
     finally:
         policy.generation_config = own_config
-    responses = sequences[:, prompt_length:].tolist()
-    logprobs = torch.stack(sampler.sampled_logprobs, dim=1).tolist()
-    rollouts = []
-    for request, tokens, values in zip(requests, responses, logprobs, strict=True):
-        end = next((i for i, token in enumerate(tokens) if token in stop_ids), None)
-        length = len(tokens) if end is None else end + 1
-        text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
-        rollouts.append(
-            Rollout(
-                request.prompt, request.sample_index, tuple(tokens[:length]), tuple(values[:length]), text, end is None
-            )
-        )
-    return rollouts
+    return output.sequences, output.past_key_values
+
+
+def _select_rows(cache: Cache | None, rows: Sequence[int]) -> Cache | None:
+    """Only these rows of a cache; none, so that the sequences are read again, if it is of a kind that has no rows."""
+    if cache is None or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+        return None
+    cache.batch_select_indices(torch.tensor(rows))
+    return cache

@@ -45,6 +45,21 @@ def test_a_rollout_does_not_depend_on_its_neighbours(policy, tokenizer, requests
         assert rollout.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
+@pytest.mark.parametrize("keeps_rows", [True, False])
+def test_a_rollout_does_not_depend_on_which_others_have_ended(policy, tokenizer, requests, monkeypatch, keeps_rows):
+    """Guard: rows of the cache must stay with their responses; without rows the sequences are read again."""
+    common = generate(policy, tokenizer, requests)[0].token_ids[2]
+    monkeypatch.setattr(policy.generation_config, "eos_token_id", [tokenizer.eos_token_id, common])
+    reference = generate(policy, tokenizer, requests, batch_size=1)
+    assert len({len(rollout.token_ids) for rollout in reference}) > 3
+    monkeypatch.setattr("dynamo_lightning.rollout.transformers.SEGMENT_LENGTH", 3)
+    if not keeps_rows:
+        monkeypatch.setattr("dynamo_lightning.rollout.transformers._select_rows", lambda cache, rows: None)
+    for rollout, other in zip(reference, generate(policy, tokenizer, requests), strict=True):
+        assert rollout.token_ids == other.token_ids
+        assert rollout.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_are_those_of_the_policy_at_the_temperature(policy, tokenizer, requests, temperature):
     for rollout in generate(policy, tokenizer, requests, temperature=temperature):
