@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from dynamo_lightning.checkpoints import check_shapes, read_weights, shapes_of
+
 if TYPE_CHECKING:
     from dynamo_lightning.module import PolicyModule
 
@@ -33,14 +35,10 @@ def export_policy(
     target = Path(output_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"output_dir {output_dir} is there already and not an empty folder")
-    if not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {ckpt_path}")
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path: {ckpt_path} is not a Lightning checkpoint")
+    weights = read_weights(ckpt_path)
     model.configure_model()
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
+    check_shapes(shapes_of(weights), shapes_of(model.state_dict()), model.model_name)
+    model.load_state_dict(weights)
     assert model.policy is not None
     if dtype is not None:
         model.policy.to(getattr(torch, dtype))

@@ -21,6 +21,8 @@ from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
+from dynamo_lightning import strategies
+from dynamo_lightning.checkpoints import check_checkpoint, shapes_of
 from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.evaluation.archive import make_record
@@ -34,7 +36,9 @@ from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.rollout.offload import OptimizerOffload
 from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.sharding import shard_policy
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import (
     IterationRecord,
@@ -46,6 +50,8 @@ from dynamo_lightning.update import PolicyHolder, UpdateConfig, scoring_pass, up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+strategies.register()
 
 
 class PolicyModule(PolicyHolder):
@@ -111,6 +117,7 @@ class PolicyModule(PolicyHolder):
         self.reward = reward
         scorer = RewardScorer(reward, scoring, sampling.max_response_length)
         self.collector = RolloutCollector(generator, scorer, sampling, dynamic_sampling)
+        self.optimizer_offload = OptimizerOffload()
         self.loss = loss
         self.update_config = updates
         self.optimizer = optimizer
@@ -137,15 +144,24 @@ class PolicyModule(PolicyHolder):
         return []
 
     def configure_model(self) -> None:
-        """Load the policy, once; with a KL term also the frozen reference."""
+        """Load the policy, once, and spread it over the processes; with a KL term also the frozen reference."""
         if self.policy is not None:
             return
-        self.policy = load_policy(self.model_name, self.policy_config)
+        policy = load_policy(self.model_name, self.policy_config)
         self.tokenizer = load_tokenizer(self.model_name, self.policy_config)
         # In a list, the reference is no submodule: it is neither trained, nor saved, nor moved by Lightning.
         self._reference = []
-        if self.loss.kl_coefficient > 0:
-            self._reference.append(copy.deepcopy(self.policy).requires_grad_(False).eval())
+        reference = copy.deepcopy(policy).requires_grad_(False).eval() if self.loss.kl_coefficient > 0 else None
+        if self._trainer is None:  # for `export`
+            self.policy = policy
+            return
+        strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+        if self.trainer.ckpt_path is not None:
+            own = shapes_of({f"policy.{name}": value for name, value in policy.state_dict().items()})
+            check_checkpoint(str(self.trainer.ckpt_path), own, strategy, self.model_name)
+        self.policy = shard_policy(policy, strategy, precision)
+        if reference is not None:
+            self._reference.append(shard_policy(reference, strategy, precision))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and its schedule."""
@@ -208,7 +224,7 @@ class PolicyModule(PolicyHolder):
             self.collector.ahead.version = self.global_step
         found = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
         staleness = self.begin_next_batch() if self.one_step_off else {}
-        self.collector.generator.rest()
+        self.rest_generator()
         batch = merge_parts(found.parts)
         rollout_batch = assign_advantages(found, self.loss.advantage)
         with self.phase("score"):
@@ -264,7 +280,14 @@ class PolicyModule(PolicyHolder):
         assert self.policy is not None
         self.collector.ahead.wait()
         with self.phase("sync"), self.trainer.precision_plugin.forward_context():
+            if self.collector.generator.offload_optimizer:
+                self.optimizer_offload.take_away(self.trainer.optimizers)
             self.collector.generator.sync(self.policy, self.global_step)
+
+    def rest_generator(self) -> None:
+        """Nothing is sampled until the next `sync_generator`."""
+        self.collector.generator.rest()
+        self.optimizer_offload.bring_back()
 
     def begin_next_batch(self) -> dict[str, float]:
         """Have the next batch sampled from now on; the age of the running one's weights, in optimizer steps."""
@@ -283,10 +306,6 @@ class PolicyModule(PolicyHolder):
     def on_validation_epoch_start(self) -> None:
         """A checkpoint may have brought other weights, and updates have."""
         self.sync_generator()
-
-    def on_validation_end(self) -> None:
-        """What sampled may give its memory back."""
-        self.collector.generator.rest()
 
     def on_test_epoch_start(self) -> None:
         """As in validation."""
@@ -326,6 +345,7 @@ class PolicyModule(PolicyHolder):
             self.log(name, values["mean"], prog_bar=k == min(self.pass_at_k))
             self.log_dict({f"{name}_low": values["low"], f"{name}_high": values["high"]})
             metric.reset()
+        self.rest_generator()  # before any callback saves a checkpoint
 
     def on_test_start(self) -> None:
         """Look for responses of an evaluation like this one."""
@@ -372,17 +392,5 @@ class PolicyModule(PolicyHolder):
             checkpoint["rollouts_ahead"] = self.collector.ahead.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another policy in one line, before anything is loaded.
-
-        Raises:
-            ValueError: Naming the first parameter that does not fit.
-        """
+        """Take over the rollouts that were sampled ahead."""
         self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
-        own = self.state_dict()
-        for name, value in checkpoint["state_dict"].items():
-            if name not in own or own[name].shape != value.shape:
-                shape = list(own[name].shape) if name in own else "not there"
-                raise ValueError(
-                    f"ckpt_path: the checkpoint is of another policy than model.model_name={self.model_name}: "
-                    f"{name} is {list(value.shape)} in the checkpoint, {shape} in the policy"
-                )

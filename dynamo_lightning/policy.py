@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dynamo_lightning import packed_attention
 from dynamo_lightning.embedded import local_path
@@ -151,7 +152,7 @@ def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> 
     )
     try:
         with packed_attention.without_mask() if is_packed else nullcontext():
-            policy(
+            output = policy(
                 input_ids=micro_batch.input_ids,
                 position_ids=micro_batch.position_ids,
                 use_cache=False,
@@ -160,7 +161,11 @@ def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> 
             )
     finally:
         handle.remove()
-    return captured[0][0, micro_batch.predictor_positions]
+    hidden_states = captured[0][0, micro_batch.predictor_positions]
+    if isinstance(policy, FullyShardedDataParallel) and hidden_states.requires_grad:
+        # FSDP1 ends a backward pass only if it went through the wrapper's output, which the loss makes no use of.
+        hidden_states = hidden_states + 0.0 * output.logits.sum().to(hidden_states.dtype)
+    return hidden_states
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ the batch is cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -18,10 +18,6 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dynamo_lightning.distributed import (
     derive_seed,
@@ -40,6 +36,7 @@ from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.packing import MicroBatch, make_micro_batch, pack
 from dynamo_lightning.policy import response_loss, response_statistics
 from dynamo_lightning.rollout.generator import SamplingConfig
+from dynamo_lightning.sharding import clip_gradient, gradient_sync
 from dynamo_lightning.types import Rollout, RolloutBatch
 
 if TYPE_CHECKING:
@@ -58,6 +55,9 @@ class UpdateConfig:
     """Prompt and response tokens that go through the policy at once; bounds memory, does not change the result."""
     max_logits_bytes: int = MAX_LOGITS_BYTES
     """Memory for the logits that are held at once, and for working on them; does not change the result."""
+    sync_every_micro_batch: bool = False
+    """Add gradients up over processes after every micro-batch instead of after the last: with FSDP each process then
+    holds its part of the gradient only, not the whole, for more communication; changes the result by rounding."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -84,17 +84,12 @@ class PolicyHolder(L.LightningModule):
             RuntimeError: If it is not finite: a step would ruin the policy.
         """
         assert self.policy is not None
-        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.gradient_norm = float(norm)
-        if not torch.isfinite(norm):
+        self.gradient_norm = float(clip_gradient(self.policy, self.gradient_clip_val))
+        if not math.isfinite(self.gradient_norm):
             raise RuntimeError(
                 f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops "
                 "before the policy is lost; the last checkpoint is intact"
             )
-        if self.gradient_clip_val is not None:
-            clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
 
 
 @dataclass(frozen=True)
@@ -349,9 +344,12 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
         takes_part &= batch.advantages != 0
     indices = takes_part.nonzero().squeeze(-1).tolist()
     rows = list(micro_batches(batch.rollouts, indices, batch.spare, module.update_config, device))
+    wrapped = module.trainer.strategy.model
+    assert wrapped is not None
     totals: dict[str, float] = {}
     for position, (micro_batch, counts) in enumerate(rows):
-        with gradient_sync(module, position == len(rows) - 1):
+        is_last = position == len(rows) - 1
+        with gradient_sync(wrapped, policy, is_last or module.update_config.sync_every_micro_batch):
             chosen_inputs = inputs[micro_batch.token_indices] if counts else None
             share, metrics = micro_batch_loss(module, micro_batch, chosen_inputs, num_tokens)
             # DDP and FSDP average gradients over ranks; the loss is a sum over them.
@@ -387,16 +385,3 @@ def micro_batch_loss(
         entropy_gradient=loss.entropy_coefficient != 0,
     )
     return share, {name: float(total) for name, total in totals.items()}
-
-
-@contextmanager
-def gradient_sync(module: PolicyHolder, enabled: bool) -> Iterator[None]:
-    """Reduce gradients over ranks in the backward pass inside, or only accumulate them on each rank."""
-    wrapped = module.trainer.strategy.model
-    if isinstance(wrapped, DistributedDataParallel) and not enabled:
-        with wrapped.no_sync():
-            yield
-    else:
-        if isinstance(module.policy, FSDPModule):  # FSDP2's counterpart of no_sync
-            module.policy.set_requires_gradient_sync(enabled)
-        yield

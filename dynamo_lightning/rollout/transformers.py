@@ -18,6 +18,7 @@ from torch import Tensor
 from dynamo_lightning.distributed import max_over_ranks, world_size
 from dynamo_lightning.policy import eos_token_ids
 from dynamo_lightning.rollout.generator import Generator
+from dynamo_lightning.sharding import unsharded_root
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _continue(
     )
     try:
         # A layer compiled for updates would be compiled again and again for the growing cache.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), unsharded_root(policy):
             output = policy.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
                 input_ids=sequences,
                 attention_mask=attention_mask,

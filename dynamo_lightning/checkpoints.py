@@ -1,0 +1,133 @@
+"""What is in a checkpoint, one file or a folder of shards: checked before a run loads it, read for `export`.
+
+A file is what every strategy but the sharded ones writes; FSDP2 and, if told so, FSDP1 write a folder, by PyTorch's
+distributed checkpoint, under different keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import Size, Tensor
+from torch.distributed.checkpoint import FileSystemReader, Metadata, TensorStorageMetadata, load
+
+KEYS = {"state_dict": "fsdp2", "model": "FSDPStrategy with state_dict_type sharded"}
+"""Under which key a folder has the weights, and the strategy that writes it."""
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether it is a folder of shards."""
+    return (path / ".metadata").is_file()
+
+
+def check_checkpoint(ckpt_path: str, own: Mapping[str, Size], strategy: Strategy, model_name: str) -> None:
+    """Refuse a checkpoint that the run could not load, before anything is done.
+
+    Args:
+        ckpt_path: As given by the user.
+        own: Shapes of the module's parameters, by their names in its state dict.
+        strategy: The trainer's.
+        model_name: For the message.
+
+    Raises:
+        FileNotFoundError: If it is not there, or a shard is not.
+        ValueError: If it is of another policy, or written by a strategy whose checkpoints this one cannot load.
+    """
+    path = Path(ckpt_path)
+    if is_sharded(path):
+        key = weights_key(read_metadata(path), path)
+        fits = {"state_dict": ModelParallelStrategy, "model": FSDPStrategy}[key]
+        if not isinstance(strategy, fits):
+            raise ValueError(
+                f"ckpt_path: {ckpt_path} was written in shards by trainer.strategy {KEYS[key]}, which "
+                f"{type(strategy).__name__} cannot load: resume with that strategy, on any number of processes, or "
+                "export the policy and start from there"
+            )
+    check_shapes(weight_shapes(ckpt_path), own, model_name)
+
+
+def check_shapes(saved: Mapping[str, Size], own: Mapping[str, Size], model_name: str) -> None:
+    """Raise a ValueError that names the first parameter of a checkpoint that the policy does not have like this."""
+    for name, shape in saved.items():
+        if own.get(name) != shape:
+            raise ValueError(
+                f"ckpt_path: the checkpoint is of another policy than model.model_name={model_name}: {name} is "
+                f"{list(shape)} in the checkpoint, {list(own[name]) if name in own else 'not there'} in the policy"
+            )
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Size]:
+    """Shape of each weight, by name."""
+    return {name: weight.shape for name, weight in weights.items()}
+
+
+def weight_shapes(ckpt_path: str) -> dict[str, Size]:
+    """Shape of each weight in a checkpoint, by name; nothing large is read.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint, or a shard is missing.
+        ValueError: If it is no checkpoint of Lightning's.
+    """
+    path = Path(ckpt_path)
+    if not is_sharded(path):
+        return shapes_of(_read_file(path)["state_dict"])
+    metadata = read_metadata(path)
+    prefix = f"{weights_key(metadata, path)}."
+    return {
+        name.removeprefix(prefix): entry.size
+        for name, entry in metadata.state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def read_weights(ckpt_path: str) -> dict[str, Tensor]:
+    """The whole weights in a checkpoint, by name, on the CPU, without other processes; errors as `weight_shapes`."""
+    path = Path(ckpt_path)
+    if not is_sharded(path):
+        return _read_file(path)["state_dict"]
+    metadata = read_metadata(path)
+    key = weights_key(metadata, path)
+    weights = {
+        name: torch.empty(shape, dtype=metadata.state_dict_metadata[f"{key}.{name}"].properties.dtype)  # type: ignore[union-attr]
+        for name, shape in weight_shapes(ckpt_path).items()
+    }
+    load({key: weights}, checkpoint_id=path, no_dist=True)
+    return weights
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What a folder of shards holds.
+
+    Raises:
+        FileNotFoundError: If a shard is missing.
+    """
+    metadata = FileSystemReader(path).read_metadata()
+    wanted = {info.relative_path for info in metadata.storage_data.values()}
+    missing = sorted(name for name in wanted if not (path / name).is_file())
+    if missing:
+        raise FileNotFoundError(
+            f"ckpt_path: {path} is not complete: {len(missing)} of {len(wanted)} shards are missing, {missing[0]} first"
+        )
+    return metadata
+
+
+def weights_key(metadata: Metadata, path: Path) -> str:
+    """Under which key a folder has the weights."""
+    for key in KEYS:
+        if any(name.startswith(f"{key}.") for name in metadata.state_dict_metadata):
+            return key
+    raise ValueError(f"ckpt_path: {path} has shards, but not of a Lightning checkpoint")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """A checkpoint of one file, its tensors still on disk."""
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {path}")
+    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path: {path} is not a Lightning checkpoint")
+    return checkpoint
