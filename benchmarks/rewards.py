@@ -44,6 +44,8 @@ ENDINGS = {
 class TimedMathReward(MathReward):
     """Gives the time that it took, too."""
 
+    name = "math"
+
     def components(self, prompt: str, response: str, answer: str, **columns: Any) -> dict[str, float]:
         """The reward and the seconds it took."""
         start = time.perf_counter()

@@ -34,6 +34,12 @@ _EXPENSIVE = re.compile(
     re.DOTALL,
 )
 """What no one writes as a final answer and takes SymPy for ever."""
+_FINAL_SENTENCE = re.compile(r"answer is:?\s*(?:\$([^$\n]+)\$|\\\(([^\n]+?)\\\))\s*\.?\s*\Z", re.IGNORECASE)
+_COMMON_ANSWERS = (
+    r"\frac{1}{2}", r"2\sqrt{3} - 1", r"x^2 + 3x - 7", "[1, 2)", r"(-\infty, 3] \cup (4, 5)", r"\{1, 2\}", "(1, -2, 3)",
+    r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\text{Monday}", r"90^\circ", r"12\%", r"\frac{3\pi}{4}", "y = 2x + 1",
+    r"3.5 \times 10^{-2}", r"\sin(x)", r"e^{2}", r"x \le 4", r"5 \text{ cm}", "x_1",
+)  # fmt: skip
 _PLAIN_FRACTION = re.compile(r"^(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}$")
 _PLAIN_NUMBER = re.compile(r"[-+]?\d{1,30}(?: ?/ ?\d{1,30}|\.\d{1,30})?")
 
@@ -54,9 +60,10 @@ _SPELLINGS = (
 class MathReward(Reward):
     r"""1 if the response's final answer equals the reference answer, else 0.
 
-    The final answer is the content of the last complete `\boxed{…}`; without one, it is what math-verify finds at the
-    end of the text: "the answer is …", LaTeX between dollar signs, a number, in this order. An answer that cannot be
-    parsed, or fails to be compared, is wrong, not a failure: it is the policy's text.
+    The final answer is the content of the last complete `\boxed{…}`; without one, the formula in a last sentence "the
+    answer is $…$", or else what math-verify finds at the end of the text: "the answer is …", LaTeX between dollar
+    signs, a number, in this order. An answer that cannot be parsed, or fails to be compared, is wrong, not a failure:
+    it is the policy's text.
 
     Args:
         require_boxed: Give 0 to every response without a complete `\boxed{…}`.
@@ -87,7 +94,11 @@ class MathReward(Reward):
         boxed = last_boxed(ending)
         if boxed is not None:
             return float(_equals_boxed(answer, boxed))
-        return 0.0 if self.require_boxed else float(_equals_unboxed(answer, ending[-_UNBOXED_CHARACTERS:]))
+        if self.require_boxed:
+            return 0.0
+        ending = ending[-_UNBOXED_CHARACTERS:]
+        final = _FINAL_SENTENCE.search(ending)
+        return float(_equals_boxed(answer, final[1] or final[2]) if final else _equals_unboxed(answer, ending))
 
     def check_answer(self, answer: str) -> None:
         """Raise a ValueError that quotes `answer` if math-verify makes no mathematical expression of it."""
@@ -99,7 +110,9 @@ class MathReward(Reward):
 
     def warm_up(self) -> None:
         """Import math-verify and let it compile its patterns and load its grammar."""
-        for ending in (r"\boxed{\frac{1}{2}}", "the answer is $3$", "4"):
+        for answer in _COMMON_ANSWERS:  # the parser learns its grammar from what it reads
+            self("", rf"\boxed{{{answer}}}", "1")
+        for ending in ("So the answer is $x$ where $x_i$ is $3 + y$ and so", "4"):
             self("", ending, "1")
 
     def free_memory(self) -> None:
@@ -192,10 +205,13 @@ def _verify(answers: Sequence[Any], readings: Sequence[Any]) -> bool:
 def _are_equal(answer: Any, reading: Any) -> bool:
     """Return whether math-verify finds two readings equal, unless numbers show that they are not."""
     from math_verify import verify
-    from sympy import Rational
+    from sympy import Expr, Interval, Rational
 
     if isinstance(answer, Rational) and isinstance(reading, Rational):
         return answer == reading
+    for one, other in ((answer, reading), (reading, answer)):
+        if isinstance(one, Interval) and isinstance(other, Expr):  # an interval of one point is a finite set
+            return False
     if _differ_at_a_point(answer, reading) or _are_different_small_numbers(answer, reading):
         return False
     return verify([answer], [reading], timeout_seconds=None)
@@ -211,8 +227,6 @@ def _differ_at_a_point(first: Any, second: Any) -> bool:
     if isinstance(first, Equality) != isinstance(second, Equality):  # `x = 5` is 5
         first, second = (side.rhs if isinstance(side, Equality) else side for side in (first, second))
     if not isinstance(first, Expr) or not isinstance(second, Expr) or first.is_Symbol or second.is_Symbol:
-        return False
-    if first.free_symbols != second.free_symbols and first.free_symbols and second.free_symbols:
         return False
     if first.has(UnevaluatedExpr) or second.has(UnevaluatedExpr):  # 9 % may be 9
         return False

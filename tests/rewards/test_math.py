@@ -121,6 +121,30 @@ def test_near_misses_get_zero(answer, response):
     assert MathReward()("", response, answer) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        (r"The answer is $4.5e33$.", 1.0),  # as in a box: math-verify would read 4.5 · e · 33
+        (r"Final answer is: \(4.5 \times 10^{33}\)", 1.0),
+        (r"The answer is $4.5e33$ and not $3$.", 0.0),
+        (r"The answer is $9^{9^{9^{9}}}$", 0.0),
+    ],
+)
+def test_a_last_sentence_is_read_like_a_box(response, reward):
+    assert MathReward()("", response, "4.5e33") == reward
+    assert MathReward(require_boxed=True)("", response, "4.5e33") == 0.0
+
+
+@pytest.mark.parametrize("answer", ["[1, 2)", "(1, 2)", "x^2 + 1", r"3\sqrt{2}", "7", "n^2 + 1"])
+def test_intervals_and_expressions_equal_themselves_alone(answer):
+    others = ["[1, 2)", "(1, 2)", "x^2 + 1", r"3\sqrt{2}", "7", "n^2 + 1"]
+    assert [other for other in others if MathReward()("", rf"\boxed{{{other}}}", answer)] == [answer]
+
+
+def test_a_pair_equals_the_open_interval_that_it_may_be():
+    assert MathReward()("", r"\boxed{1, 2}", "(1, 2)") == 1.0
+
+
 def test_an_answer_that_is_no_mathematics_is_refused_or_compared_as_text():
     answer = r"\hbar \omega(v+1 / 2)-\frac{E_{0}^{2}}{2 m}"
     with pytest.raises(ValueError, match="set MathReward's unparsable: text"):
