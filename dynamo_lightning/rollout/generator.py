@@ -39,6 +39,9 @@ class Generator(ABC):
     works_ahead: ClassVar[bool] = False
     """Whether `begin` is there: sampling does not need the policy, which may learn meanwhile."""
 
+    offload_optimizer: bool = False
+    """Whether the optimizer's state leaves the device from `sync` to `rest`."""
+
     def sync(self, policy: PreTrainedModel, version: int) -> None:  # noqa: B027  # most generators need none
         """Give the engine the policy's weights and check that it has them; nothing to do for the policy itself.
 

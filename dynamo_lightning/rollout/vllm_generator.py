@@ -144,13 +144,9 @@ class VLLMGenerator(Generator):
         if state == self._synced:
             return
         self._synced = None
-        dtype, message = self.engine_dtype(policy), ""
-        try:
-            with plain_precision():
-                self.start(policy, dtype)
-        except RuntimeError as error:
-            message = str(error)
-        stop_together(message)
+        dtype = self.engine_dtype(policy)
+        with together():
+            self.start(policy, dtype)
         label, expected = self.label(version), dict[str, int]()
 
         def weights() -> Iterator[tuple[str, Tensor]]:
@@ -161,16 +157,15 @@ class VLLMGenerator(Generator):
         sequences = probe_sequences(policy, version, NUM_PROBES, min(PROBE_LENGTH, self.context_length - 1))
         logprobs = sequence_logprobs(policy, sequences)
         source = weights()
-        try:
-            with plain_precision():
+        with together():
+            try:
                 self.push(source, label)
-                self.check_weights(expected, label)
-                self.check_logprobs(sequences, logprobs, label, dtype)
-        except (RuntimeError, ServerDown) as error:
-            message = str(error)
-        for _ in source:  # a sharded policy is gathered on all ranks, whichever of them push or fail
-            pass
-        stop_together(message)
+            finally:
+                for _ in source:  # a sharded policy is gathered on all ranks, whichever of them push or fail
+                    pass
+        with together():
+            self.check_weights(expected, label)
+            self.check_logprobs(sequences, logprobs, label, dtype)
         self._synced = state
 
     def engine_dtype(self, policy: PreTrainedModel) -> torch.dtype:
@@ -318,6 +313,18 @@ def plain_precision() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """In plain precision, on all ranks: what goes wrong on any of them is raised on all."""
+    message = ""
+    try:
+        with plain_precision():
+            yield
+    except (RuntimeError, ServerDown) as error:
+        message = str(error)
+    stop_together(message)
 
 
 def check_completions(completions: Sequence[Completion], version: str) -> None:

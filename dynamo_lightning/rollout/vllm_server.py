@@ -30,7 +30,8 @@ from dynamo_lightning.rollout.vllm_generator import (
     VLLMGenerator,
 )
 from dynamo_lightning.rollout.vllm_http import ServerDown, ServerRefused, Spread, call, retry
-from dynamo_lightning.rollout.vllm_worker import WORKER_EXTENSION
+from dynamo_lightning.rollout.vllm_weights import sum_workers
+from dynamo_lightning.rollout.vllm_worker import WORKER_EXTENSION, describe_architecture
 from dynamo_lightning.types import RolloutRequest
 
 if TYPE_CHECKING:
@@ -140,18 +141,21 @@ class VLLMServerGenerator(VLLMGenerator):
                 f"the server at {url} cannot be used ({error}): it must be vLLM 0.32, started with "
                 f"VLLM_SERVER_DEV_MODE=1, --enable-scale-out and --worker-extension-cls {WORKER_EXTENSION}"
             ) from error
-        text = policy.config.get_text_config()
         wanted = {
-            **{name: getattr(text, name) for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")},
+            **describe_architecture(policy.config),
             "dtype": str(dtype).removeprefix("torch."),
             "logprobs_mode": "processed_logprobs",
         }
-        wrong = [f"{name} {served[name]} instead of {value}" for name, value in wanted.items() if served[name] != value]
+        wrong = [
+            f"{name} {served[name]} instead of {value}"
+            for name, value in wanted.items()
+            if value is not None and served.get(name) not in (None, value)  # not every kind of model has every size
+        ]
         if wrong:
             raise RuntimeError(
-                f"the server at {url} does not serve this policy: {', '.join(wrong)}. Start it with the policy's "
-                f"model, --dtype {wanted['dtype']} (or change model.generator.dtype) and "
-                "--logprobs-mode processed_logprobs"
+                f"the server at {url} does not serve this policy: {', '.join(wrong)}. Start it with --model of the "
+                f"architecture of model.model_name={policy.name_or_path}, --dtype {wanted['dtype']} (or change "
+                "model.generator.dtype) and --logprobs-mode processed_logprobs"
             )
         if self.max_model_len is not None and served["max_model_len"] < self.max_model_len:
             raise RuntimeError(
@@ -223,13 +227,8 @@ class VLLMServerGenerator(VLLMGenerator):
 
     def server_state(self, url: str) -> Mapping[str, Any]:
         """Checksums over all workers of a server, and its version."""
-        workers = self.rpc(url, "weight_checksums")
-        totals: dict[str, int] = {}
-        for worker in workers:
-            for name, value in worker["checksums"].items():
-                totals[name] = totals.get(name, 0) + int(value)
         version = call(url, "/weight_info", time_limit=self.time_limit)["weight_version"]
-        return {"checksums": totals, "packed": workers[0]["packed"], "version": version, "copies": len(workers)}
+        return {**sum_workers(self.rpc(url, "weight_checksums")), "version": version}
 
     def close(self) -> None:
         """Remove the weights that were handed over; the servers go on."""

@@ -8,7 +8,8 @@ So each parameter has a checksum of its bits, which a single changed bit changes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,15 @@ def checksum(values: Tensor) -> int:
     return total % (1 << 63)
 
 
+def sum_workers(workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The `weight_checksums` of all workers of an engine, added up; `copies` is their number."""
+    totals: dict[str, int] = {}
+    for worker in workers:
+        for name, value in worker["checksums"].items():
+            totals[name] = totals.get(name, 0) + int(value)
+    return {"checksums": totals, "packed": workers[0]["packed"], "copies": len(workers)}
+
+
 def compare_checksums(
     expected: Mapping[str, int], resident: Mapping[str, int], packed: Mapping[str, Sequence[str]], copies: int = 1
 ) -> tuple[list[str], int]:
@@ -54,11 +64,13 @@ def compare_checksums(
         expected: Checksum of each parameter of the policy, by its name.
         resident: Checksum of each parameter that the engine still has in readable form, by its name, over all workers.
         packed: Parts of the engine's fused layers, such as `qkv_proj: [q_proj, k_proj, v_proj]`.
-        copies: Number of workers; a parameter is spread over them or repeated on each.
+        copies: Number of workers; a parameter is spread over them, repeated on each, or spread over some of them and
+            repeated (keys and values with fewer heads than there are workers).
 
     Returns:
         The names that differ, and how many parameters of the engine could be compared.
     """
+    repeats = [number for number in range(1, copies + 1) if copies % number == 0]
     different, num_compared = [], 0
     for name, value in resident.items():
         layer = name.split(".")[-2] if "." in name else ""
@@ -66,8 +78,11 @@ def compare_checksums(
         if not all(part in expected for part in parts):
             continue
         num_compared += 1
-        total = sum(expected[part] for part in parts)
-        if value % (1 << 63) not in (total % (1 << 63), copies * total % (1 << 63)):
+        possible = {
+            sum(times * expected[part] for times, part in zip(numbers, parts, strict=True)) % (1 << 63)
+            for numbers in product(repeats, repeat=len(parts))
+        }
+        if value % (1 << 63) not in possible:
             different.append(name)
     return different, num_compared
 

@@ -55,12 +55,19 @@ class WeightSyncExtension:
     def describe_model(self) -> dict[str, Any]:
         """What the engine serves: the sizes of its model, and how it computes and reports."""
         config = self.model_runner.model_config
-        text = config.hf_config.get_text_config()
-        sizes = ("hidden_size", "num_hidden_layers", "vocab_size")
         return {
-            "model_type": text.model_type,
-            **{name: int(getattr(text, name)) for name in sizes},
+            **describe_architecture(config.hf_config),
             "dtype": str(config.dtype).removeprefix("torch."),
             "logprobs_mode": str(config.logprobs_mode),
             "max_model_len": int(config.max_model_len),
         }
+
+
+def describe_architecture(config: Any) -> dict[str, Any]:
+    """Kind and sizes of a model from its Hugging Face configuration; weights of one fit into another that is equal."""
+    text = config.get_text_config()
+    names = (
+        "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
+    )  # fmt: skip
+    return {name: getattr(text, name, None) for name in names}

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from dynamo_lightning.rollout.vllm_weights import checksum, sequence_logprobs
+from dynamo_lightning.rollout.vllm_worker import describe_architecture
 
 
 class FakeServer:
@@ -27,10 +28,7 @@ class FakeServer:
         self.depends_on_weights = False  # whether responses do
         self.seconds = 0.0  # that a response takes
         self.description = {
-            "model_type": policy.config.model_type,
-            "hidden_size": policy.config.hidden_size,
-            "num_hidden_layers": policy.config.num_hidden_layers,
-            "vocab_size": policy.config.vocab_size,
+            **describe_architecture(policy.config),
             "dtype": "float32",
             "logprobs_mode": "processed_logprobs",
             "max_model_len": 64,

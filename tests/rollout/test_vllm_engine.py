@@ -270,12 +270,15 @@ def test_servers_agree_with_the_policy_and_survive_a_kill(servers, policy, token
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_run_trains_with_an_engine_in_each_process(tmp_path, prompt_file, num_processes):
+@pytest.mark.parametrize(("num_processes", "processes_per_engine"), [(1, 1), (2, 1), (2, 2)])
+def test_a_run_trains_with_an_engine_in_each_process_or_over_both(
+    tmp_path, prompt_file, num_processes, processes_per_engine
+):
     write_padded("embedded:arithmetic-qwen3", str(tmp_path / "policy"), 32)
     arguments = [
         "fit", "--config=quickstart.yaml", "--config=overlays/vllm_colocated.yaml", "--name=vllm",
         "--model.generator.cache_gib=0.25", "--model.generator.enforce_eager=true",
+        f"--model.generator.tensor_parallel_size={processes_per_engine}",
         f"--data.train.path={prompt_file}", f"--data.val=[{{path: {prompt_file}, name: sums, template: '{{prompt}}'}}]",
         "--data.prompts_per_batch=4", f"--model.model_name={tmp_path}/policy",
         "--trainer.max_epochs=1", f"--trainer.devices={num_processes}", "--model.scoring.num_workers=1",

@@ -4,11 +4,13 @@ import importlib.util
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rollout import vllm_http
 from dynamo_lightning.rollout.vllm_http import ServerRefused
 from dynamo_lightning.rollout.vllm_server import VLLMServerGenerator
 from dynamo_lightning.types import RolloutRequest
@@ -192,7 +194,9 @@ def test_a_server_without_what_is_needed_says_how_to_start_it(policy, servers, m
 @pytest.mark.parametrize(
     ("served", "message"),
     [
-        ({"hidden_size": 99}, "hidden_size 99 instead of 32"),
+        ({"hidden_size": 99}, r"hidden_size 99 instead of 32.* model\.model_name="),
+        ({"head_dim": 32}, "head_dim 32 instead of 16"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings False instead of True"),
         ({"dtype": "bfloat16"}, "dtype bfloat16 instead of float32.*--dtype float32"),
         ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
         ({"max_model_len": 16}, r"model\.generator\.max_model_len is 32.*--max-model-len 32"),
@@ -202,6 +206,22 @@ def test_a_server_of_another_model_is_refused(policy, servers, make_generator, s
     servers[1].description.update(served)
     with pytest.raises(RuntimeError, match=message):
         make_generator(servers, max_model_len=32).sync(policy, 0)
+
+
+def test_attempts_are_further_and_further_apart_and_end_with_the_patience(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(vllm_http, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=clock.append))
+    attempts = []
+
+    def attempt():
+        clock[0] = sum(clock)
+        del clock[1:]
+        attempts.append(clock[0])
+        raise vllm_http.ServerDown("no answer")
+
+    with pytest.raises(vllm_http.ServerDown):
+        vllm_http.retry(attempt, patience=20.0)
+    assert attempts == pytest.approx([0, 0.2, 0.7, 1.7, 3.7, 8.7, 13.7, 18.7])
 
 
 @pytest.mark.parametrize("options", [{"urls": []}, {"urls": ["localhost:8000"]}, {"urls": ["http://a"], "patience": 0}])

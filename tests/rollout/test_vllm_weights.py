@@ -17,6 +17,7 @@ from dynamo_lightning.rollout.vllm_weights import (
     fingerprint,
     probe_sequences,
     sequence_logprobs,
+    sum_workers,
 )
 
 
@@ -59,6 +60,18 @@ def test_over_two_workers_a_parameter_is_spread_or_repeated():
     expected = {"x.weight": 10, "norm.weight": 4}
     assert compare_checksums(expected, {"x.weight": 10, "norm.weight": 8}, {}, copies=2) == ([], 2)
     assert compare_checksums(expected, {"x.weight": 10, "norm.weight": 7}, {}, copies=2) == (["norm.weight"], 2)
+
+
+def test_fewer_key_heads_than_workers_are_repeated_on_some():
+    expected = {"a.q_proj.weight": 500003, "a.k_proj.weight": 7001, "a.v_proj.weight": 19}
+    packed = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    assert compare_checksums(expected, {"a.qkv_proj.weight": 500003 + 2 * 7001 + 2 * 19}, packed, copies=4) == ([], 1)
+    assert compare_checksums(expected, {"a.qkv_proj.weight": 500003 + 3 * 7001 + 3 * 19}, packed, copies=4)[0]
+
+
+def test_what_workers_hold_adds_up():
+    workers = [{"checksums": {"x": "3", "y": "1"}, "packed": {}}, {"checksums": {"x": "4"}, "packed": {}}]
+    assert sum_workers(workers) == {"checksums": {"x": 7, "y": 1}, "packed": {}, "copies": 2}
 
 
 @pytest.fixture
