@@ -30,10 +30,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "rewards"))
 
 NUM_CHARACTERS, NUM_PROBLEMS, GROUP_SIZE, NUM_WORKERS = 2000, 125, 16, 2
-WORDS = (
-    r"we have that the sum of $x_i$ is equal to $\frac{1}{2}n(n+1)$ hence $x = 3$ and so 12 + 5 = 17 then by the lemma "
-    r"\[ a^2 + b^2 = c^2 \] which gives \(y\) at most 40 and therefore since it follows"
-).split(" ")
+FORMULAS = (
+    "$x_i$", r"$\frac{1}{2}n(n+1)$", "$x = 3$", "12 + 5 = 17", r"\[ a^2 + b^2 = c^2 \]", r"\(y\)", r"$2\sqrt{3}$",
+)  # fmt: skip
+WORDS = tuple(
+    "we have that the sum of is equal to hence and so then by the lemma which gives at most 40 therefore it".split()
+)
 ENDINGS = {
     "boxed": r"Therefore the answer is $\boxed{ANSWER}$.",
     "final answer": "The final answer is $ANSWER$.",
@@ -79,7 +81,9 @@ def make_responses(ending: str, seed: int) -> list[Rollout]:
         for index in range(GROUP_SIZE):
             given = answer if index % 2 else generator.choice(answers)
             end = " " + ending.replace("ANSWER", given)
-            text = " ".join(generator.choices(WORDS, k=NUM_CHARACTERS // 3))[: NUM_CHARACTERS - len(end)]
+            text = " ".join(generator.choices(WORDS + 3 * FORMULAS, k=NUM_CHARACTERS // 3))[
+                -NUM_CHARACTERS + len(end) :
+            ]
             rollouts.append(make_rollout(text + end, answer))
     return rollouts
 

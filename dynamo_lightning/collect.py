@@ -110,20 +110,26 @@ class RolloutCollector:
     ) -> tuple[list[Rollout], Rollout]:
         """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty.
 
-        With `wanted`, only of the rollouts with these keys, at least one, the same on all ranks.
+        Each batch that the generator makes is scored from then on, while the next one is sampled; `score` waits for
+        what is left. With `wanted`, only of the rollouts with these keys, at least one, the same on all ranks.
         """
         every = make_requests(batch, stage, run_seed())
         chosen = [r for r in every if wanted is None or (r.prompt.prompt_id, r.sample_index) in wanted]
         requests, num_filled_up = share_of_rank(chosen, rank(), world_size())
         policy.eval()
-        rollouts = self.generator.generate(
-            policy,
-            tokenizer,
-            requests,
-            max_response_length=self.sampling.max_response_length,
-            temperature=temperature,
-        )
-        return rollouts[: len(rollouts) - num_filled_up], rollouts[0]
+        num_own = len(requests) - num_filled_up
+        rollouts: dict[int, Rollout] = {}
+        for positions in self.generator.batches(requests):
+            sampled = self.generator.generate(
+                policy,
+                tokenizer,
+                [requests[position] for position in positions],
+                max_response_length=self.sampling.max_response_length,
+                temperature=temperature,
+            )
+            rollouts.update(zip(positions, sampled, strict=True))
+            self.scorer.submit([rollouts[position] for position in positions if position < num_own])
+        return [rollouts[position] for position in range(num_own)], rollouts[0]
 
     def score(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> tuple[Outcome, ...]:
         """Outcomes of all ranks' rollouts, by prompt and sample index, on every rank.

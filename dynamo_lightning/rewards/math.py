@@ -23,6 +23,7 @@ from dynamo_lightning.rewards.reward import Reward
 
 _BOX_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _UNBOXED_CHARACTERS = 500  # of a response without a box, searched for an answer
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _SMALL = 0.01  # below it, six decimal places are fewer than four digits
 _RELATIVE_TOLERANCE = 1e-4
 _CLEARLY = 1e-3  # a relative difference that no rounding explains
@@ -96,7 +97,7 @@ class MathReward(Reward):
             return float(_equals_boxed(answer, boxed))
         if self.require_boxed:
             return 0.0
-        ending = ending[-_UNBOXED_CHARACTERS:]
+        ending = _last_characters(ending, _UNBOXED_CHARACTERS)
         final = _FINAL_SENTENCE.search(ending)
         return float(_equals_boxed(answer, final[1] or final[2]) if final else _equals_unboxed(answer, ending))
 
@@ -160,6 +161,14 @@ def last_boxed(text: str) -> str | None:
             if box_start > last_start:
                 last_start, content = box_start, text[content_start : token.start()]
     return content
+
+
+def _last_characters(text: str, number: int) -> str:
+    """Return the end of a text, which does not begin within a formula: its closing dollar sign would open another."""
+    start = max(0, len(text) - number)
+    before = text[text.rfind("\n", 0, start) + 1 : start]  # in one line, as math-verify reads formulas
+    closing = _DOLLAR.search(text, start) if len(_DOLLAR.findall(before)) % 2 else None
+    return text[closing.end() if closing else start :]
 
 
 # RL asks the same questions again and again: the bounds hold a few thousand problems in tens of megabytes.

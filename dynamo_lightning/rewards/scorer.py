@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Sequence
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
@@ -60,6 +61,8 @@ class RewardScorer:
     Rollouts travel in chunks. When a chunk overruns or kills its worker, its items are scored again one by one, so that
     only the guilty one fails; a reward may thus be computed more than once and should have no side effects.
 
+    Rollouts can be submitted while others are still sampled; `score` then waits for what is left.
+
     Args:
         reward: What to compute; it is pickled once for each worker.
         config: Limits, and what a failure is worth.
@@ -71,6 +74,9 @@ class RewardScorer:
         self.config = config
         self.max_response_length = max_response_length
         self._pool: ProcessPool | None = None
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._submitted: list[tuple[Sequence[Rollout], Future[list[Score]]]] = []
+        self._closed = threading.Event()
 
     def __enter__(self) -> RewardScorer:
         return self
@@ -83,7 +89,7 @@ class RewardScorer:
     def start(self) -> None:
         """Start the workers without waiting for them; `score` does so by itself."""
         if self._pool is not None and not self._pool.active:  # broken, perhaps between two calls
-            self.close()
+            self._stop_pool()
         if self._pool is None:
             arguments = (pickle.dumps(self.reward), os.getpid(), self.config.memory_limit_gb)
             # Not fork: the training process has threads and CUDA. Spawned workers do not run a `python -m` main again.
@@ -94,11 +100,20 @@ class RewardScorer:
             assert self._pool.active  # asking starts it
 
     def close(self) -> None:
-        """End the workers at once; the next `score` starts new ones."""
+        """End the workers at once and forget what was submitted; the next `score` starts new ones."""
+        self._closed.set()  # for what runs in the background; what is submitted from now on gets an event of its own
+        self._closed, self._submitted = threading.Event(), []
+        self._stop_pool()
+
+    def _stop_pool(self) -> None:
         if self._pool is not None:
             pool, self._pool = self._pool, None
             pool.stop()
             pool.join()
+
+    def submit(self, rollouts: Sequence[Rollout]) -> None:
+        """Begin to score rollouts whose scores the next `score` will be asked for."""
+        self._submitted.append((rollouts, self._background.submit(self._score, rollouts, self._closed)))
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Return the score of each rollout, in order; a reward's failure is in its score, never raised.
@@ -107,24 +122,36 @@ class RewardScorer:
             RuntimeError: If workers cannot be started.
             Exception: What `pickle` raises if a prompt's columns cannot be sent to a worker.
         """
+        submitted, self._submitted = self._submitted, []
+        scores: dict[int, Score] = {}  # by identity: other rollouts of the same keys may come in another evaluation
+        try:
+            for earlier, future in submitted:
+                scores.update(zip(map(id, earlier), future.result(), strict=True))
+            others = [rollout for rollout in rollouts if id(rollout) not in scores]
+            scores.update(zip(map(id, others), self._score(others, self._closed), strict=True))
+        except BaseException:  # also Ctrl-C: what is queued must not run any more
+            self.close()
+            raise
+        return [scores[id(rollout)] for rollout in rollouts]
+
+    def _score(self, rollouts: Sequence[Rollout], closed: threading.Event) -> list[Score]:
+        """`score`, without looking for what was submitted; ends in an error once `closed` is set."""
         # Unpickled by the reward's own code path: a worker that failed to read a message would lose it silently.
         items = [pickle.dumps(Item(r.prompt.question, r.text, r.prompt.answer, self._columns(r))) for r in rollouts]
         scores: dict[int, Score] = {}
         suspects: set[int] = set()  # to be scored alone
         num_broken = 0
-        try:
-            while len(scores) < len(items):
-                num_before = len(scores)
-                suspects, broken = self._score_once(items, scores, suspects)
-                num_broken = num_broken + 1 if broken and len(scores) == num_before else 0
-                if num_broken == _MAX_BROKEN_POOLS:
-                    raise RuntimeError(
-                        f"reward workers ended {num_broken} times in a row before they scored anything; if a script "
-                        "starts training, its code must stand under `if __name__ == '__main__':`, as workers import it"
-                    )
-        except BaseException:  # also Ctrl-C: what is queued must not run any more
-            self.close()
-            raise
+        while len(scores) < len(items):
+            if closed.is_set():
+                raise CancelledError
+            num_before = len(scores)
+            suspects, broken = self._score_once(items, scores, suspects)
+            num_broken = num_broken + 1 if broken and len(scores) == num_before else 0
+            if num_broken == _MAX_BROKEN_POOLS:
+                raise RuntimeError(
+                    f"reward workers ended {num_broken} times in a row before they scored anything; if a script "
+                    "starts training, its code must stand under `if __name__ == '__main__':`, as workers import it"
+                )
         return [scores[index] for index in range(len(items))]
 
     def _columns(self, rollout: Rollout) -> dict[str, Any]:
@@ -140,11 +167,12 @@ class RewardScorer:
         """
         new_suspects: set[int] = set()
         self.start()
-        assert self._pool is not None
-        for chunk, future in self._send(self._pool, items, scores, suspects):
+        pool = self._pool  # `close` may take it away meanwhile
+        assert pool is not None
+        for chunk, future in self._send(pool, items, scores, suspects):
             # Tasks still queued when a pool breaks never finish, so look up from time to time.
-            while not wait([future], timeout=1.0).done and self._pool.active:
-                pass
+            while not future.done() and pool.active:
+                wait([future], timeout=1.0)
             error = future.exception() if future.done() else BrokenProcessPool()
             if error is None:
                 # Fewer results than items: the chunk's time was over, the others come next time.
@@ -155,7 +183,7 @@ class RewardScorer:
                 new_suspects.update(chunk)
             elif not isinstance(error, BrokenProcessPool):
                 raise error  # ours: a worker turns every exception of a reward into words
-        if self._pool.active:
+        if pool.active:
             return new_suspects, False
         # A worker ended while none was at work, as far as Pebble knows: any of the items may be the cause.
         return {index for index in range(len(items)) if index not in scores}, True

@@ -62,6 +62,13 @@ class Generator(ABC):
     def close(self) -> None:  # noqa: B027
         """End what was started; called at the end of `fit`, `validate`, `test` and `predict`."""
 
+    def batches(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
+        """Positions of the requests that one call of `generate` gets, batch after batch; by default it gets all.
+
+        Responses of a batch are scored while the next one is sampled; every rank makes equally many batches.
+        """
+        return [list(range(len(requests)))]
+
     def begin(
         self,
         policy: PreTrainedModel,

@@ -103,6 +103,11 @@ class TransformersGenerator(Generator):
             raise ValueError(f"model.generator.batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
 
+    def batches(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
+        """See the base class."""
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
     @torch.no_grad()
     def generate(
         self,
@@ -114,10 +119,8 @@ class TransformersGenerator(Generator):
         temperature: float,
     ) -> list[Rollout]:
         """See the base class."""
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
         rollouts: dict[int, Rollout] = {}
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for chosen in self.batches(requests):
             sampled = _generate_batch(
                 policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature
             )

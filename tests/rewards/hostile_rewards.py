@@ -49,6 +49,13 @@ def obey(prompt, response, answer):
     return "seven" if response == "string" else float(response)
 
 
+def append_line(prompt, response, answer):
+    """Note in the file that the response names that it was scored."""
+    with open(response, "a") as file:
+        file.write("scored\n")
+    return 1.0
+
+
 def torch_is_imported(prompt, response, answer):
     return float("torch" in sys.modules)
 

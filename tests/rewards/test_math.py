@@ -135,6 +135,14 @@ def test_a_last_sentence_is_read_like_a_box(response, reward):
     assert MathReward(require_boxed=True)("", response, "4.5e33") == 0.0
 
 
+def test_the_search_does_not_begin_within_a_formula():
+    text = " so we go on" * 30
+    assert MathReward()("", f"${'x + ' * 60}x$ is 5 {text} for $n$ and", "n") == 1.0
+    assert MathReward()("", f"${'x + ' * 60}x$ is 5 {text} for \n$n$ and", "n") == 1.0
+    assert MathReward()("", f"It costs $3 {2 * text} which is $15", "15") == 1.0
+    assert MathReward()("", f"It costs \\$3 {2 * text} for $n$ and", "n") == 1.0
+
+
 @pytest.mark.parametrize("answer", ["[1, 2)", "(1, 2)", "x^2 + 1", r"3\sqrt{2}", "7", "n^2 + 1"])
 def test_intervals_and_expressions_equal_themselves_alone(answer):
     others = ["[1, 2)", "(1, 2)", "x^2 + 1", r"3\sqrt{2}", "7", "n^2 + 1"]

@@ -125,6 +125,36 @@ def test_closed_scorer_ends_its_workers_and_starts_again(scorer):
     assert scorer.score([make_rollout("4")])[0].reward == 4.0
 
 
+def wait_for(path):
+    deadline = time.monotonic() + 60.0
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_is_submitted_is_scored_at_once_and_only_once(tmp_path):
+    rollouts = [make_rollout(str(tmp_path / name)) for name in "abc"]
+    with RewardScorer(FunctionReward("hostile_rewards.append_line"), ScoringConfig(num_workers=1)) as scorer:
+        scorer.submit(rollouts[:2])
+        wait_for(tmp_path / "a")
+        assert not (tmp_path / "c").exists()
+        assert scorer.score(rollouts[::-1]) == [Score(1.0, {"append_line": 1.0})] * 3
+        assert [(tmp_path / name).read_text() for name in "abc"] == ["scored\n"] * 3
+        scorer.score(rollouts[:1])
+    assert (tmp_path / "a").read_text() == "scored\n" * 2, "asked again, not remembered"
+
+
+def test_a_closed_scorer_gives_up_what_was_submitted(scorer):
+    scorer.score([make_rollout("1")])
+    for _ in range(3):
+        scorer.submit([make_rollout("sleep 0.9")] * 50)
+    scorer.close()
+    scorer.submit([make_rollout("2")])
+    start = time.monotonic()
+    assert scorer.score([make_rollout("3")])[0].reward == 3.0
+    assert time.monotonic() - start < 20.0  # what was given up would have taken 67
+
+
 def test_worker_that_scores_mathematics_does_not_import_torch(math_scorer):
     scores = math_scorer.score([make_rollout(r"\boxed{5}"), make_rollout("6", difficulty=3)])
     assert [score.reward for score in scores] == [1.0, 0.0]
@@ -172,6 +202,9 @@ def test_workers_that_never_start_are_an_error_not_an_endless_loop():
     with RewardScorer(DeadlyReward(), ScoringConfig(num_workers=2)) as scorer:
         with pytest.raises(RuntimeError, match="ended 3 times in a row before they scored anything"):
             scorer.score([make_rollout("1")] * 20)
+        scorer.submit([make_rollout("1")])
+        with pytest.raises(RuntimeError, match="ended 3 times in a row before they scored anything"):
+            scorer.score([make_rollout("2")])
 
 
 def test_options_are_parsed_from_text():
