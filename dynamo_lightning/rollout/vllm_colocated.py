@@ -142,6 +142,8 @@ class VLLMColocatedGenerator(VLLMGenerator):
             "disable_log_stats": True,
             "seed": 0,
         }
+        if not on_gpu:
+            options["enable_chunked_prefill"] = False  # a prompt read in parts rewinds its seed, which CPUs cannot
         if self.cache_gib is not None:
             options["kv_cache_memory_bytes"] = int(self.cache_gib * 2**30)
         if world_size() > 1:

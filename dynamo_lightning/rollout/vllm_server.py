@@ -157,6 +157,11 @@ class VLLMServerGenerator(VLLMGenerator):
                 f"architecture of model.model_name={policy.name_or_path}, --dtype {wanted['dtype']} (or change "
                 "model.generator.dtype) and --logprobs-mode processed_logprobs"
             )
+        if served.get("chunked_prefill_on_cpu"):
+            raise RuntimeError(
+                f"the server at {url} must be started with --no-enable-chunked-prefill: on a CPU vLLM 0.32 dies of a "
+                "request with a seed whose prompt is read in parts"
+            )
         if self.max_model_len is not None and served["max_model_len"] < self.max_model_len:
             raise RuntimeError(
                 f"the server at {url} takes {served['max_model_len']} tokens, but model.generator.max_model_len is "

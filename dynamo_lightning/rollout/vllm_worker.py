@@ -54,12 +54,16 @@ class WeightSyncExtension:
 
     def describe_model(self) -> dict[str, Any]:
         """What the engine serves: the sizes of its model, and how it computes and reports."""
+        from vllm.platforms import current_platform
+
         config = self.model_runner.model_config
         return {
             **describe_architecture(config.hf_config),
             "dtype": str(config.dtype).removeprefix("torch."),
             "logprobs_mode": str(config.logprobs_mode),
             "max_model_len": int(config.max_model_len),
+            "chunked_prefill_on_cpu": current_platform.is_cpu()
+            and bool(self.model_runner.scheduler_config.enable_chunked_prefill),
         }
 
 

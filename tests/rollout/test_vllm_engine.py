@@ -21,7 +21,7 @@ from dynamo_lightning.rollout.vllm_http import ServerDown, call, retry
 from dynamo_lightning.rollout.vllm_pad_heads import write_padded
 from dynamo_lightning.rollout.vllm_server import VLLMServerGenerator
 from dynamo_lightning.rollout.vllm_worker import WORKER_EXTENSION
-from dynamo_lightning.types import Prompt
+from dynamo_lightning.types import Prompt, RolloutRequest
 
 
 def why_there_is_no_engine():
@@ -140,6 +140,20 @@ def test_responses_end_at_the_policys_eos_tokens(colocated, policy, tokenizer, r
         assert rollout.truncated == (rollout.token_ids[-1] not in stops)
 
 
+def test_more_prompts_than_a_step_reads_keep_their_seeds(policy, tokenizer, make_prompt):
+    options = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
+    generator = VLLMColocatedGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True, engine_options=options)
+    requests = [RolloutRequest(make_prompt(i, tuple(range(5 + i, 45 + i))), 0, i) for i in range(10)]
+    try:
+        generator.sync(policy, 0)
+        together = sample(generator, policy, tokenizer, requests)
+        assert largest_difference(policy, together) < 1e-4
+        alone = sample(generator, policy, tokenizer, requests[7:8])
+        assert alone[0].token_ids == together[7].token_ids
+    finally:
+        generator.close()
+
+
 class SkippingGenerator(VLLMColocatedGenerator):
     """Says that it has pushed, and has not."""
 
@@ -207,7 +221,8 @@ def start_server(folder, port, log):
     """The command of docs/vllm.md for a CPU."""
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--host", "127.0.0.1",
-        "--port", str(port), "--dtype", "float32", "--max-model-len", "64", "--enforce-eager",
+        "--port", str(port), "--dtype", "float32", "--max-model-len", "64",
+        "--enforce-eager", "--no-enable-chunked-prefill",
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--enable-scale-out",
         "--worker-extension-cls", WORKER_EXTENSION,
     ]  # fmt: skip

@@ -199,6 +199,7 @@ def test_a_server_without_what_is_needed_says_how_to_start_it(policy, servers, m
         ({"tie_word_embeddings": False}, "tie_word_embeddings False instead of True"),
         ({"dtype": "bfloat16"}, "dtype bfloat16 instead of float32.*--dtype float32"),
         ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
+        ({"chunked_prefill_on_cpu": True}, "--no-enable-chunked-prefill"),
         ({"max_model_len": 16}, r"model\.generator\.max_model_len is 32.*--max-model-len 32"),
     ],
 )
