@@ -203,7 +203,8 @@ class VLLMServerGenerator(VLLMGenerator):
         except ServerDown as error:
             raise RuntimeError(
                 f"none of the vLLM servers could be given the weights of version {version} within "
-                f"{self.patience:.0f} s (last: {error}): see their logs; model.generator.patience is how long to wait"
+                f"{self.patience:.0f} s (last: {error}): see their logs, and whether they see "
+                f"model.generator.weights_folder={self.weights_folder}; model.generator.patience is how long to wait"
             ) from error
 
     def load(self, url: str, version: str) -> None:

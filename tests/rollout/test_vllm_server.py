@@ -165,6 +165,20 @@ def test_a_push_goes_on_without_a_dead_server(policy, servers, make_generator, r
     assert_each_request_has_its_own_rollout(generate(generator, policy, requests, tiny_policy), requests)
 
 
+def test_a_push_that_no_server_takes_names_the_folder(policy, servers, make_generator):
+    generator = make_generator(servers, patience=0.3)
+    generator.sync(policy, 0)
+    for server in servers:
+        server.die()
+    with torch.no_grad():
+        policy.get_input_embeddings().weight.mul_(1.001)
+    with (
+        pytest.warns(UserWarning, match="goes without the weights"),
+        pytest.raises(RuntimeError, match=r"none of the vLLM servers .* model\.generator\.weights_folder="),
+    ):
+        generator.sync(policy, 1)
+
+
 def test_a_refused_request_is_not_tried_again(policy, servers, make_generator, make_prompt, tiny_policy):
     generator = make_generator(servers)
     generator.sync(policy, 0)
