@@ -196,7 +196,7 @@ def training_passes(folder: str, layout: str) -> list[float]:
     """Tokens per second of forward and backward passes over skewed lengths."""
     from dynamo_lightning.losses.token_statistics import TokenStatistics, chunked_loss
     from dynamo_lightning.packing import make_micro_batch, pack
-    from dynamo_lightning.policy import PolicyConfig, head_options, load_policy, response_hidden_states
+    from dynamo_lightning.policy import PolicyConfig, head_inputs, load_policy
     from dynamo_lightning.types import Prompt, Rollout
 
     policy = load_policy(folder, PolicyConfig())
@@ -218,7 +218,7 @@ def training_passes(folder: str, layout: str) -> list[float]:
     def packed() -> None:
         for row in pack([length + 1 for length in lengths], 1024):
             micro_batch = make_micro_batch(rollouts, row, policy.device)
-            hidden = response_hidden_states(policy, micro_batch)
+            hidden, head = head_inputs(policy, micro_batch)
             chunked_loss(hidden, targets=micro_batch.targets, token_loss=token_loss, temperature=1.0, **head).backward()
 
     def padded() -> None:
@@ -236,7 +236,7 @@ def training_passes(folder: str, layout: str) -> list[float]:
                 hidden[:, :-1][chosen], targets=ids[:, 1:][chosen], token_loss=token_loss, temperature=1.0, **head
             ).backward()
 
-    head = head_options(policy)
+    head = {"head_weight": policy.lm_head.weight}
     run: Callable[[], None] = packed if layout == "packed" else padded
     rates = []
     for _ in range(NUM_WARM_UP + NUM_ITERATIONS):

@@ -1,13 +1,14 @@
 """Saves checkpoints every so many RL iterations, such that a kill at any moment leaves one to resume from.
 
-Four things differ from Lightning's `ModelCheckpoint` under manual optimization:
+Five things differ from Lightning's `ModelCheckpoint` under manual optimization:
 
 - it counts optimizer steps, of which an iteration has several, or none when its rollouts taught nothing; the latter
   must be saved too, since it advanced the prompt stream and the prompt statistics;
 - it has no rule to keep the newest k files; here the iteration number is itself the default metric to rank by;
 - saved before a validation, a resumed run skips that validation; here such a checkpoint is saved after it instead;
 - it writes through a temporary file that may lie on another disk, so that the last move is a copy which a kill cuts
-  short; a sharded checkpoint is written in place. Here both are written beside their final name and renamed.
+  short; a sharded checkpoint is written in place. Here both are written beside their final name and renamed;
+- signals to terminate wait for the end of the iteration, which is then saved: see `deferred_signals.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
+
+from dynamo_lightning.callbacks.deferred_signals import DeferredSignals
+from dynamo_lightning.distributed import stop_together
 
 
 def _is_folder(path: Path) -> bool:
@@ -57,7 +64,8 @@ def publish(source: Path, target: Path) -> None:
 class IterationCheckpoint(ModelCheckpoint):
     """Keeps the newest (or best) checkpoints, and `last.ckpt` to resume from.
 
-    Also saves after the last iteration of training. A file that bears the same name is overwritten: resuming from an
+    Also saves after the last iteration of training, and when the process is told to terminate (SIGTERM, as schedulers
+    do before they take a machine away): the running iteration is finished, saved, and the run ends. A file that bears the same name is overwritten: resuming from an
     older checkpoint replaces the newer ones as the run passes them.
 
     Args:
@@ -110,12 +118,24 @@ class IterationCheckpoint(ModelCheckpoint):
         self._iterations = 0
         self._last_iteration_saved = 0
         self._obsolete: list[str] = []
+        self._signals = DeferredSignals()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on signals wait for the end of an iteration."""
+        super().on_train_start(trainer, pl_module)
+        self._signals.install(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Signals are Lightning's again."""
+        self._signals.restore()
+        super().teardown(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves if it is time; leaves it to `on_validation_end` if a validation follows."""
         self._iterations = outputs["record"].batch.iteration + 1
+        self._heed_signals(trainer)
         if not self._is_due(trainer):
             return
         epoch_loop = trainer.fit_loop.epoch_loop
@@ -132,6 +152,7 @@ class IterationCheckpoint(ModelCheckpoint):
             if self._defer_save_until_validation or trainer.should_stop:
                 self._save(trainer)
             self._defer_save_until_validation = False
+            self._heed_signals(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Epochs have no meaning here."""
@@ -144,6 +165,17 @@ class IterationCheckpoint(ModelCheckpoint):
         """Goes on with the list of kept files; in another folder with an empty one, leaving the earlier run's alone."""
         if state_dict["dirpath"] == self.dirpath:
             super().load_state_dict(state_dict)
+
+    def _heed_signals(self, trainer: Trainer) -> None:
+        device = trainer.strategy.root_device
+        self._signals.requeue_if_asked(device)
+        if self._signals.must_stop(device):
+            self._save(trainer)
+            rank_zero_info(
+                f"told to terminate: stopped after iteration {self._iterations}, resume with --ckpt_path "
+                f"{self.last_model_path or self.best_model_path}"
+            )
+            raise SIGTERMException
 
     def _is_due(self, trainer: Trainer) -> bool:
         every, interval = self.every_n_iterations, self._train_time_interval
@@ -194,10 +226,20 @@ class IterationCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero:
             _delete(partial)  # of an earlier run that was killed
         trainer.strategy.barrier("IterationCheckpoint.clear")
-        trainer.save_checkpoint(partial, self.save_weights_only)
-        if trainer.is_global_zero:
-            publish(partial, final)
-        trainer.strategy.barrier("IterationCheckpoint.publish")
+        problem = ""
+        try:
+            # `Trainer.save_checkpoint` without its barrier, at which others would wait for a process that failed.
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+            trainer.strategy.save_checkpoint(checkpoint, partial)
+            if trainer.is_global_zero:
+                publish(partial, final)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            free = shutil.disk_usage(partial.parent).free / 2**30
+            problem = (
+                f"the checkpoint {final} could not be written ({type(error).__name__}: {error}; {free:.1f} GiB are "
+                "free there): training stops, earlier checkpoints are intact"
+            )
+        stop_together(problem)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         if trainer.is_global_zero:

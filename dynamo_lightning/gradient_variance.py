@@ -26,13 +26,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
 from dynamo_lightning.packing import make_micro_batch
-from dynamo_lightning.policy import head_options, response_hidden_states
+from dynamo_lightning.policy import head_inputs, vocabulary_head
 from dynamo_lightning.types import Rollout
 from dynamo_lightning.update import UpdateConfig, micro_batches
 
@@ -247,7 +246,7 @@ def head_scores(
 ) -> Tensor:
     """Projected score of each rollout with respect to the vocabulary head, by forward passes alone.
 
-    Every rank makes equally many forward passes, as FSDP2 demands; its sharded head is gathered once.
+    Every rank makes equally many forward passes, as FSDP demands.
 
     Args:
         policy: The policy.
@@ -264,26 +263,22 @@ def head_scores(
     Raises:
         ValueError: If the vocabulary head is not a linear layer.
     """
-    head = head_options(policy)
-    weight, bias = (t.full_tensor() if isinstance(t, DTensor) else t for t in (head["head_weight"], head["head_bias"]))
-    vocab_size, hidden_size = weight.shape
-    projection = HeadProjection.draw(vocab_size, hidden_size, num_projections, seed, policy.device)
+    layer = vocabulary_head(policy)
+    projection = HeadProjection.draw(layer.out_features, layer.in_features, num_projections, seed, policy.device)
     scores = torch.zeros(len(rollouts), num_projections, device=policy.device)
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.int64)
     rollout_of_token = torch.arange(len(rollouts)).repeat_interleave(lengths).to(policy.device)
     # A list, so that ranks have agreed on their number before the first forward pass, which communicates under FSDP2.
     for micro_batch, counts in list(micro_batches(rollouts, range(len(rollouts)), spare, config, policy.device)):
-        hidden = response_hidden_states(policy, micro_batch)
+        hidden_states, head = head_inputs(policy, micro_batch)
         if counts:
             tokens = project_head_scores(
-                hidden,
-                weight,
-                micro_batch.targets,
-                projection,
-                head_bias=bias,
+                hidden_states,
+                targets=micro_batch.targets,
+                projection=projection,
                 temperature=temperature,
-                softcap=head["softcap"],
                 max_logits_bytes=config.max_logits_bytes,
+                **head,
             )
             scores.index_add_(0, rollout_of_token[micro_batch.token_indices], tokens)
     return scores

@@ -196,7 +196,7 @@ class PolicyModule(PolicyHolder):
     def on_fit_start(self) -> None:
         """Put the reference policy where the policy is."""
         for reference in self._reference:
-            reference.to(self.device)
+            torch.nn.Module.to(reference, self.device)
 
     def on_train_start(self) -> None:
         """Check that the attention kernel keeps packed sequences apart."""

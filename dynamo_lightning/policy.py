@@ -138,18 +138,32 @@ def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return tuple(sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None}))
 
 
-def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> Tensor:
-    """Input of the vocabulary head at each response token's predictor, `[num_tokens, hidden_size]`.
+def head_inputs(policy: PreTrainedModel, micro_batch: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
+    """What the logits of the response tokens are made from.
 
-    The policy is called as a whole, so that sharding hooks run, but is asked for one position's logits only; a hook on
-    its decoder takes the hidden states on the way.
+    The policy is called as a whole, so that sharding hooks run, but is asked for one position's logits only; hooks take
+    the decoder's output and, while it is gathered, the head's weight.
+
+    Returns:
+        Hidden states at each response token's predictor, `[num_tokens, hidden_size]`, and the vocabulary head as
+        `token_statistics` takes it: `head_weight`, `head_bias`, `softcap`.
+
+    Raises:
+        ValueError: If the head is not a linear layer.
     """
+    head = vocabulary_head(policy)
     is_packed = policy.config._attn_implementation == packed_attention.NAME
     packed = {"sequence_buckets": micro_batch.sequence_buckets} if is_packed else {}
-    captured: list[Tensor] = []
-    handle = policy.get_decoder().register_forward_hook(
-        lambda module, args, output: captured.append(output.last_hidden_state)
-    )
+    hidden: list[Tensor] = []
+    options: dict[str, Any] = {"softcap": getattr(policy.config, "final_logit_softcapping", None)}
+    handles = [
+        policy.get_decoder().register_forward_hook(
+            lambda module, args, output: hidden.append(output.last_hidden_state)
+        ),
+        head.register_forward_hook(
+            lambda module, args, output: options.update(head_weight=module.weight, head_bias=module.bias)
+        ),
+    ]
     try:
         with packed_attention.without_mask() if is_packed else nullcontext():
             output = policy(
@@ -160,12 +174,13 @@ def response_hidden_states(policy: PreTrainedModel, micro_batch: MicroBatch) -> 
                 **packed,
             )
     finally:
-        handle.remove()
-    hidden_states = captured[0][0, micro_batch.predictor_positions]
+        for handle in handles:
+            handle.remove()
+    hidden_states = hidden[0][0, micro_batch.predictor_positions]
     if isinstance(policy, FullyShardedDataParallel) and hidden_states.requires_grad:
         # FSDP1 ends a backward pass only if it went through the wrapper's output, which the loss makes no use of.
         hidden_states = hidden_states + 0.0 * output.logits.sum().to(hidden_states.dtype)
-    return hidden_states
+    return hidden_states, options
 
 
 @torch.no_grad()
@@ -180,8 +195,8 @@ def check_packing(policy: PreTrainedModel) -> None:
     """
     prompt = Prompt(0, "", "", (1, 2), "")
     pair = [Rollout(prompt, index, tokens, (), "", False) for index, tokens in enumerate([(3, 4, 5), (6, 7, 8)])]
-    together = response_hidden_states(policy, make_micro_batch(pair, [0, 1], policy.device)).float()
-    alone = response_hidden_states(policy, make_micro_batch(pair, [1], policy.device)).float()
+    together = head_inputs(policy, make_micro_batch(pair, [0, 1], policy.device))[0].float()
+    alone = head_inputs(policy, make_micro_batch(pair, [1], policy.device))[0].float()
     difference = float((together[len(alone) :] - alone).norm() / alone.norm())
     exact = policy.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(policy.device.type)
     if not difference < (1e-3 if exact else 0.05):
@@ -192,19 +207,18 @@ def check_packing(policy: PreTrainedModel) -> None:
         )
 
 
-def head_options(policy: PreTrainedModel) -> dict[str, Any]:
-    """The vocabulary head as `token_statistics` takes it: `head_weight`, `head_bias`, `softcap`.
+def vocabulary_head(policy: PreTrainedModel) -> nn.Linear:
+    """The layer that makes logits of hidden states.
 
     Raises:
-        ValueError: If the head is not a linear layer.
+        ValueError: If it is not a linear layer.
     """
     head = policy.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(
             f"the vocabulary head of {type(policy).__name__} is a {type(head).__name__}, not a linear layer"
         )
-    softcap = getattr(policy.config, "final_logit_softcapping", None)
-    return {"head_weight": head.weight, "head_bias": head.bias, "softcap": softcap}
+    return head
 
 
 def response_statistics(
@@ -216,13 +230,14 @@ def response_statistics(
     entropy_gradient: bool = False,
 ) -> TokenStatistics:
     """Statistics of the policy's distribution at every response token of a micro-batch, `[num_tokens]` each."""
+    hidden_states, head = head_inputs(policy, micro_batch)
     return token_statistics(
-        response_hidden_states(policy, micro_batch),
+        hidden_states,
         targets=micro_batch.targets,
         temperature=temperature,
         entropy_gradient=entropy_gradient,
         max_logits_bytes=max_logits_bytes,
-        **head_options(policy),
+        **head,
     )
 
 
@@ -257,12 +272,13 @@ def response_loss(
             entropy_gradient=entropy_gradient,
         )
         return token_loss(statistics, slice(0, len(micro_batch.targets)))
+    hidden_states, head = head_inputs(policy, micro_batch)
     return chunked_loss(
-        response_hidden_states(policy, micro_batch),
+        hidden_states,
         targets=micro_batch.targets,
         token_loss=token_loss,
         temperature=temperature,
         entropy_gradient=entropy_gradient,
         max_logits_bytes=max_logits_bytes,
-        **head_options(policy),
+        **head,
     )

@@ -7,7 +7,7 @@ and flattens their parameters; it is here for teams whose configs say `fsdp`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -60,14 +60,17 @@ def shard_policy(policy: PreTrainedModel, strategy: Strategy, precision: str) ->
     return policy
 
 
-def unsharded_root(policy: PreTrainedModel) -> AbstractContextManager[None]:
-    """Make FSDP1's embedding and head whole inside, where methods other than `forward` are called, such as `generate`.
+@contextmanager
+def unwrapped(policy: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The policy itself, to call other methods than `forward`, such as `generate`, which do not go through a wrapper.
 
-    They call the wrapped policy, not the wrapper. FSDP2 has no wrapper.
+    FSDP1's has its embedding and head whole inside; FSDP2 has no wrapper.
     """
     if isinstance(policy, FullyShardedDataParallel):
-        return FullyShardedDataParallel.summon_full_params(policy, recurse=False, writeback=False)
-    return nullcontext()
+        with FullyShardedDataParallel.summon_full_params(policy, recurse=False, writeback=False):
+            yield policy.module
+    else:
+        yield policy
 
 
 def clip_gradient(policy: PreTrainedModel, max_norm: float | None) -> Tensor:
@@ -87,7 +90,7 @@ def clip_gradient(policy: PreTrainedModel, max_norm: float | None) -> Tensor:
 
 
 @contextmanager
-def gradient_sync(model: nn.Module, policy: PreTrainedModel, enabled: bool) -> Iterator[None]:
+def gradient_sync(model: nn.Module | None, policy: PreTrainedModel, enabled: bool) -> Iterator[None]:
     """Add gradients up over processes in the backward pass inside, or keep this process's own.
 
     Args:

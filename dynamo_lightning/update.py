@@ -345,7 +345,6 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
     indices = takes_part.nonzero().squeeze(-1).tolist()
     rows = list(micro_batches(batch.rollouts, indices, batch.spare, module.update_config, device))
     wrapped = module.trainer.strategy.model
-    assert wrapped is not None
     totals: dict[str, float] = {}
     for position, (micro_batch, counts) in enumerate(rows):
         is_last = position == len(rows) - 1

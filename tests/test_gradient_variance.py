@@ -203,14 +203,14 @@ def test_head_scores_do_not_depend_on_micro_batches(policy, rollouts):
 
 def test_a_head_score_is_the_sum_over_its_rollout_s_tokens(policy, rollouts):
     from dynamo_lightning.packing import make_micro_batch
-    from dynamo_lightning.policy import response_hidden_states
+    from dynamo_lightning.policy import head_inputs
 
     scores = head_scores(policy, rollouts, rollouts[0], UpdateConfig(), temperature=1.0, num_projections=6, seed=3)
     weight = policy.get_output_embeddings().weight.detach()
     projection = HeadProjection.draw(*weight.shape, num_projections=6, seed=3)
     for index in range(len(rollouts)):
         alone = make_micro_batch(rollouts, [index], torch.device("cpu"))
-        hidden = response_hidden_states(policy, alone).detach()
+        hidden = head_inputs(policy, alone)[0].detach()
         expected = project_head_scores(hidden, weight, alone.targets, projection).sum(0)
         torch.testing.assert_close(scores[index], expected, rtol=1e-4, atol=1e-5)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from dynamo_lightning.distributed import max_over_ranks, world_size
 from dynamo_lightning.policy import eos_token_ids
 from dynamo_lightning.rollout.generator import Generator
-from dynamo_lightning.sharding import unsharded_root
+from dynamo_lightning.sharding import unwrapped
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
@@ -195,28 +195,28 @@ def _continue(
     """Up to so many more tokens for each sequence, `[num_sequences, longer]`, and the cache of keys and values."""
     from transformers import GenerationConfig, LogitsProcessorList
 
-    own_config = policy.generation_config
-    # `generate` fills whatever a given config leaves open from the model's own (Qwen's has a repetition penalty and
-    # top-k): the policy would not be what is sampled from. So the model's own is put aside.
-    policy.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=num_new,
-        eos_token_id=list(stop_ids),
-        pad_token_id=tokenizer.pad_token_id,
-        return_dict_in_generate=True,
-    )
-    try:
-        # A layer compiled for updates would be compiled again and again for the growing cache.
-        with torch.compiler.set_stance("force_eager"), unsharded_root(policy):
-            output = policy.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
+    # A layer compiled for updates would be compiled again and again for the growing cache.
+    with torch.compiler.set_stance("force_eager"), unwrapped(policy) as model:
+        own_config = model.generation_config
+        # `generate` fills whatever a given config leaves open from the model's own (Qwen's has a repetition penalty and
+        # top-k): the policy would not be what is sampled from. So the model's own is put aside.
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=num_new,
+            eos_token_id=list(stop_ids),
+            pad_token_id=tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+        )
+        try:
+            output = model.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
                 input_ids=sequences,
                 attention_mask=attention_mask,
                 past_key_values=cache,
                 logits_processor=LogitsProcessorList([sampler]),
                 synced_gpus=world_size() > 1,
             )
-    finally:
-        policy.generation_config = own_config
+        finally:
+            model.generation_config = own_config
     return output.sequences, output.past_key_values
 
 

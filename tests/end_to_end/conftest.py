@@ -1,9 +1,13 @@
 """Small runs through the command line and the library."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
+
+sys.path.append(str(Path(__file__).parent))  # the launcher's processes import what they run
 
 
 @pytest.fixture

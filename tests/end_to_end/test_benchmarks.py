@@ -148,7 +148,7 @@ def test_all_seven_benchmarks_go_on_after_being_killed(seven_benchmarks, capsys)
     command = [sys.executable, "-m", "dynamo_lightning", *seven_benchmarks]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     kept = Path("runs/benchmarks")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while sum(len(path.read_bytes().splitlines()) for path in kept.rglob("*.jsonl")) < 1500:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

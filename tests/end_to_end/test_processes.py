@@ -1,4 +1,4 @@
-"""The number of processes changes the speed, not the result."""
+"""The number of processes and the way the policy is spread over them change the speed, not the result."""
 
 import csv
 import subprocess
@@ -7,20 +7,38 @@ from pathlib import Path
 
 import pytest
 import torch
+from launcher import command_line, run
+
+from dynamo_lightning.checkpoints import read_weights
+
+STRATEGIES = {
+    "ddp": "ddp",
+    "fsdp2": "fsdp2",
+    "fsdp1": "{class_path: fsdp1_on_cpu.CPUFSDPStrategy}",
+    "fsdp1_sharded": "{class_path: fsdp1_on_cpu.CPUFSDPStrategy, init_args: {state_dict_type: sharded}}",
+    "fsdp2_one_file": (
+        "{class_path: dynamo_lightning.strategies.FSDP2Strategy, init_args: {save_distributed_checkpoint: false}}"
+    ),
+}
 
 
-def train(config, folder, *more):
-    """Run `fit` in a process of its own and give its last checkpoint."""
+def train(config, folder, strategy="auto", num_processes=1, *more):
+    """Run `fit` and give its last checkpoint."""
     checkpoint = "dynamo_lightning.callbacks.IterationCheckpoint"
-    subprocess.run(
-        [
-            sys.executable, "-m", "dynamo_lightning", "fit", "--config", config, "--name", folder,
-            f"--trainer.callbacks=[{{class_path: {checkpoint}, init_args: {{dirpath: {folder}}}}}]",
-            "--data.prompts_per_batch=5", *more,
-        ],
-        check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
-    return torch.load(Path(folder, "last.ckpt"), weights_only=True)
+    options = [
+        "fit", "--config", config, "--name", folder,
+        f"--trainer.callbacks=[{{class_path: {checkpoint}, init_args: {{dirpath: {folder}}}}}]",
+        f"--trainer.strategy={STRATEGIES.get(strategy, strategy)}", f"--trainer.devices={num_processes}",
+        "--data.prompts_per_batch=5", *more,
+    ]  # fmt: skip
+    run(command_line, (options,), num_processes)
+    return str(Path(folder, "last.ckpt"))
+
+
+def rest(checkpoint):
+    """What a checkpoint has besides weights and optimizer."""
+    path = Path(checkpoint)
+    return torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
 
 
 def column(run, metric):
@@ -29,15 +47,158 @@ def column(run, metric):
         return [float(row[metric]) for row in csv.DictReader(file) if row[metric]]
 
 
-def test_two_processes_learn_what_one_learns(config):
-    one = train(config, "one")
-    two = train(config, "two", "--trainer.strategy=ddp", "--trainer.devices=2")
-    for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, atol=1e-5, rtol=0)
-    statistics = [checkpoint["RolloutDataModule"]["statistics"] for checkpoint in (one, two)]
-    for name, value in statistics[0].items():
+def assert_close(checkpoint, other, tolerance=1e-5):
+    """Weights agree to the tolerance, statistics and everything counted exactly."""
+    weights, others = read_weights(checkpoint), read_weights(other)
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, atol=tolerance, rtol=0, msg=lambda text, name=name: name + text)
+    checkpoint, other = rest(checkpoint), rest(other)
+    assert checkpoint["global_step"] == other["global_step"]
+    statistics, others = (part["RolloutDataModule"]["statistics"] for part in (checkpoint, other))
+    for name, value in statistics.items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, statistics[1][name]), name
-    assert one["global_step"] == two["global_step"]
+            assert torch.equal(value, others[name]), name
+
+
+@pytest.fixture
+def one(config):
+    """The run in a single process."""
+    return train(config, "one")
+
+
+def test_two_processes_learn_what_one_learns(config, one):
+    ddp = train(config, "ddp", "ddp", 2)
+    fsdp2 = train(config, "fsdp2", "fsdp2", 2)
+    assert_close(one, ddp)
+    assert_close(ddp, fsdp2, tolerance=0.0)
     for metric in ("reward", "entropy", "alloc/budget", "policy_loss", "completions/mean_length", "val/sums/pass@1"):
-        assert column("two", metric) == pytest.approx(column("one", metric), abs=1e-5), metric
+        assert column("ddp", metric) == pytest.approx(column("one", metric), abs=1e-5), metric
+        assert column("fsdp2", metric) == pytest.approx(column("ddp", metric), abs=1e-9), metric
+    assert column("fsdp2", "grad_norm") == pytest.approx(column("one", "grad_norm"), rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.slow
+def test_four_processes_learn_what_one_learns(config, one, strategy):
+    assert_close(one, train(config, "four", strategy, 4))
+
+
+def test_fsdp1_learns_what_one_process_learns(config, one):
+    assert_close(one, train(config, "fsdp1", "fsdp1", 2))
+    assert column("fsdp1", "grad_norm") == pytest.approx(column("one", "grad_norm"), rel=1e-4)
+
+
+def test_kl_term_checkpointing_and_early_reduction_work_in_shards(config):
+    more = (
+        "--model.loss.kl_coefficient=0.1", "--model.policy.gradient_checkpointing=true",
+        "--model.updates.sync_every_micro_batch=true", "--model.updates.max_tokens_per_micro_batch=32",
+    )  # fmt: skip
+    assert_close(train(config, "one", "auto", 1, *more), train(config, "fsdp2", "fsdp2", 2, *more))
+    assert column("fsdp2", "kl") == pytest.approx(column("one", "kl"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("fsdp2", 2), ("fsdp2", 1)),
+        pytest.param(("fsdp2", 1), ("fsdp2", 2), marks=pytest.mark.slow),
+        pytest.param(("fsdp2_one_file", 2), ("auto", 1), marks=pytest.mark.slow),
+        pytest.param(("auto", 1), ("fsdp2", 2), marks=pytest.mark.slow),
+        pytest.param(("fsdp1_sharded", 2), ("fsdp1_sharded", 2), marks=pytest.mark.slow),
+        pytest.param(("fsdp1", 2), ("ddp", 2), marks=pytest.mark.slow),
+    ],
+)
+def test_resumed_with_other_processes_a_run_ends_the_same(config, one, first, second):
+    begun = train(config, "begun", *first, "--trainer.max_epochs=1")
+    assert Path(begun).is_dir() == (first[0] in ("fsdp2", "fsdp1_sharded"))
+    assert_close(one, train(config, "ended", *second, "--trainer.max_epochs=2", f"--ckpt_path={begun}"))
+
+
+def test_shards_are_exported_for_transformers(config, tiny_policy):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = train(config, "fsdp2", "fsdp2", 2)
+    command_line(["export", "--config", config, "--ckpt_path", checkpoint, "--output_dir", "exported"])
+    policy = AutoModelForCausalLM.from_pretrained("exported").state_dict()
+    weights = read_weights(checkpoint)
+    for name, value in policy.items():
+        assert torch.equal(value, weights[f"policy.{name}"]), name
+    assert AutoTokenizer.from_pretrained("exported").eos_token_id is not None
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, tiny_policy):
+    """A checkpoint in shards of the tiny policy, without a run."""
+    folder = tmp_path_factory.mktemp("sharded") / "last.ckpt"
+    run(save_shards, (tiny_policy, str(folder)), 1)
+    return folder
+
+
+def save_shards(model_name, folder):
+    """Write what FSDP2 would."""
+    from torch.distributed.checkpoint import save
+
+    from dynamo_lightning.policy import PolicyConfig, load_policy
+
+    weights = {f"policy.{k}": v for k, v in load_policy(model_name, PolicyConfig()).state_dict().items()}
+    save({"state_dict": weights}, checkpoint_id=folder, no_dist=True)
+
+
+def fails(arguments, capfd):
+    """The error with which the command line ends."""
+    with pytest.raises(SystemExit) as error:
+        command_line(arguments)
+    return str(error.value)
+
+
+def test_shards_are_refused_by_a_strategy_that_cannot_load_them(config, sharded, capfd):
+    message = fails(["fit", "--config", config, "--ckpt_path", str(sharded)], capfd)
+    assert "was written in shards by trainer.strategy fsdp2, which SingleDeviceStrategy cannot load" in message
+
+
+def test_missing_shard_is_named(config, sharded, tmp_path, capfd):
+    import shutil
+
+    shutil.copytree(sharded, "broken.ckpt")
+    next(Path("broken.ckpt").glob("*.distcp")).unlink()
+    message = fails(["export", "--config", config, "--ckpt_path", "broken.ckpt", "--output_dir", "exported"], capfd)
+    assert "broken.ckpt is not complete: 1 of 1 shards are missing, __0_0.distcp first" in message
+    assert not Path("exported").exists()
+
+
+def test_shards_of_another_policy_are_refused(config, sharded, capfd):
+    options = ["--model.model_name", "embedded:arithmetic-qwen3", "--output_dir", "exported"]
+    message = fails(["export", "--config", config, "--ckpt_path", str(sharded), *options], capfd)
+    assert "the checkpoint is of another policy than model.model_name=embedded:arithmetic-qwen3" in message
+
+
+def test_processes_that_would_share_their_data_are_refused(config):
+    strategy = "{class_path: ModelParallelStrategy, init_args: {tensor_parallel_size: 2, data_parallel_size: 1}}"
+    with pytest.raises(AssertionError, match="make 2 processes work on the same data"):
+        train(config, "tensor_parallel", strategy, 2)
+
+
+@pytest.mark.slow
+def test_two_nodes_under_torchrun_learn_what_one_process_learns(config, one):
+    from launcher import free_port
+
+    port = free_port()
+    options = [
+        "-m", "dynamo_lightning", "fit", "--config", config, "--data.prompts_per_batch=5", "--trainer.num_nodes=2",
+        "--trainer.strategy=fsdp2",
+        "--trainer.callbacks=[{class_path: dynamo_lightning.callbacks.IterationCheckpoint, init_args: {dirpath: two}}]",
+    ]  # fmt: skip
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={node}",
+                "--master_addr=127.0.0.1", f"--master_port={port}", *options,
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert_close(one, "two/last.ckpt")

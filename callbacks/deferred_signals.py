@@ -1,0 +1,58 @@
+"""Signals that wait for the end of the running RL iteration, when all processes can act on them together.
+
+Lightning's handlers act where the signal finds them: they save in the middle of an iteration, whose rollouts are counted
+in the statistics but not yet learnt from, and they communicate while other processes are doing something else.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.trainer import Trainer
+
+from dynamo_lightning.distributed import max_over_ranks
+
+
+class DeferredSignals:
+    """Notes SIGTERM and, under SLURM, the signal before a time limit."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Any] = {}
+        self._received: set[int] = set()
+        self._requeue_signal: int | None = None
+
+    def install(self, trainer: Trainer) -> None:
+        """Take the place of Lightning's handlers; only the main thread may."""
+        if threading.current_thread() is not threading.main_thread() or self._handlers:
+            return
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue_signal = environment.requeue_signal or signal.SIGUSR1
+        for number in (signal.SIGTERM, self._requeue_signal):
+            if number is not None:
+                self._handlers[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Give Lightning's handlers their place back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def must_stop(self, device: torch.device) -> bool:
+        """Whether any process was told to terminate; called by all of them, at the same point."""
+        return bool(max_over_ranks(int(signal.SIGTERM in self._received), device))
+
+    def requeue_if_asked(self, device: torch.device) -> None:
+        """Have Lightning save for SLURM and ask it to queue the job again, if any process was told to."""
+        if self._requeue_signal is None or not max_over_ranks(int(self._requeue_signal in self._received), device):
+            return
+        self._received.discard(self._requeue_signal)
+        self._handlers[self._requeue_signal](self._requeue_signal, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received.add(number)
