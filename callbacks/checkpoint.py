@@ -64,9 +64,9 @@ def publish(source: Path, target: Path) -> None:
 class IterationCheckpoint(ModelCheckpoint):
     """Keeps the newest (or best) checkpoints, and `last.ckpt` to resume from.
 
-    Also saves after the last iteration of training, and when the process is told to terminate (SIGTERM, as schedulers
-    do before they take a machine away): the running iteration is finished, saved, and the run ends. A file that bears the same name is overwritten: resuming from an
-    older checkpoint replaces the newer ones as the run passes them.
+    Also saves after the last iteration of training, and when a process is told to terminate (SIGTERM, as schedulers do
+    before they take a machine away): the running iteration is finished and saved, and the run ends. A file that bears
+    the same name is overwritten: resuming from an older checkpoint replaces the newer ones as the run passes them.
 
     Args:
         every_n_iterations: RL iterations from one checkpoint to the next; None leaves it to `train_time_interval`.

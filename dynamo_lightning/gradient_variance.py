@@ -268,8 +268,7 @@ def head_scores(
     scores = torch.zeros(len(rollouts), num_projections, device=policy.device)
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.int64)
     rollout_of_token = torch.arange(len(rollouts)).repeat_interleave(lengths).to(policy.device)
-    # A list, so that ranks have agreed on their number before the first forward pass, which communicates under FSDP2.
-    for micro_batch, counts in list(micro_batches(rollouts, range(len(rollouts)), spare, config, policy.device)):
+    for micro_batch, counts in micro_batches(rollouts, range(len(rollouts)), spare, config, policy.device):
         hidden_states, head = head_inputs(policy, micro_batch)
         if counts:
             tokens = project_head_scores(

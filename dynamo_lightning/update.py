@@ -9,7 +9,7 @@ the batch is cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -123,8 +123,10 @@ class UpdateResult:
 
 def micro_batches(
     rollouts: Sequence[Rollout], indices: Sequence[int], spare: Rollout, config: UpdateConfig, device: torch.device
-) -> Iterator[tuple[MicroBatch, bool]]:
+) -> list[tuple[MicroBatch, bool]]:
     """The chosen rollouts in packed micro-batches, equally many on every rank.
+
+    Ranks agree on the number before the first is computed: sharded policies communicate in every forward pass.
 
     Args:
         rollouts: All rollouts of this rank.
@@ -133,15 +135,14 @@ def micro_batches(
         config: The token budget.
         device: Where the tensors go.
 
-    Yields:
+    Returns:
         The micro-batches, paired with whether they count: `(micro_batch, True)`, or `(spare one, False)`.
     """
     lengths = [len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices]
     rows = [[indices[i] for i in row] for row in pack(lengths, config.max_tokens_per_micro_batch)]
-    for row in rows:
-        yield make_micro_batch(rollouts, row, device), True
-    for _ in range(max_over_ranks(len(rows), device) - len(rows)):
-        yield make_micro_batch([spare], [0], device), False
+    num_spare = max_over_ranks(len(rows), device) - len(rows)
+    counted = [(make_micro_batch(rollouts, row, device), True) for row in rows]
+    return counted + [(make_micro_batch([spare], [0], device), False)] * num_spare
 
 
 @torch.no_grad()
@@ -343,7 +344,7 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
     if loss.vanishes_without_advantage:
         takes_part &= batch.advantages != 0
     indices = takes_part.nonzero().squeeze(-1).tolist()
-    rows = list(micro_batches(batch.rollouts, indices, batch.spare, module.update_config, device))
+    rows = micro_batches(batch.rollouts, indices, batch.spare, module.update_config, device)
     wrapped = module.trainer.strategy.model
     totals: dict[str, float] = {}
     for position, (micro_batch, counts) in enumerate(rows):

@@ -192,8 +192,8 @@ def test_two_nodes_under_torchrun_learn_what_one_process_learns(config, one):
     nodes = [
         subprocess.Popen(
             [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={node}",
-                "--master_addr=127.0.0.1", f"--master_port={port}", *options,
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+                f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}", *options,
             ],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
