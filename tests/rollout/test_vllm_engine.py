@@ -245,10 +245,11 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def servers(folder, tmp_path_factory):
-    """Two real servers: `[(process, port)]`."""
+    """Real servers, `[(process, port)]`: two of the tied policy, of which one is killed, and one of the other."""
     path = tmp_path_factory.mktemp("servers") / "log"
+    num_servers = 2 if load_policy(folder, PolicyConfig()).config.tie_word_embeddings else 1
     with path.open("wb") as log:
-        running = [(start_server(folder, port, log), port) for port in (free_port(), free_port())]
+        running = [(start_server(folder, port, log), port) for port in (free_port() for _ in range(num_servers))]
         try:
             for _, port in running:
                 retry(lambda port=port: call(f"http://127.0.0.1:{port}", "/health", time_limit=5), 300)
@@ -262,7 +263,7 @@ def servers(folder, tmp_path_factory):
                     kill(process)
 
 
-def test_servers_agree_with_the_policy_and_survive_a_kill(servers, policy, tokenizer, requests, tmp_path):
+def test_servers_agree_with_the_policy_after_every_push(servers, policy, tokenizer, requests, tmp_path):
     urls = [f"http://127.0.0.1:{port}" for _, port in servers]
     generator = VLLMServerGenerator(urls, str(tmp_path), requests_per_server=4, patience=60)
     for version, scale in enumerate([0.0, 0.05, 1e-7]):
@@ -271,6 +272,16 @@ def test_servers_agree_with_the_policy_and_survive_a_kill(servers, policy, token
         rollouts = sample(generator, policy, tokenizer, requests)
         assert [rollout.key for rollout in rollouts] == [(r.prompt.prompt_id, r.sample_index) for r in requests]
         assert largest_difference(policy, rollouts) < 1e-4
+    generator.close()
+
+
+def test_a_server_killed_in_the_middle_loses_no_rollout(servers, policy, tokenizer, requests, tmp_path):
+    if len(servers) == 1:
+        pytest.skip("one server of this policy: none would be left")
+    generator = VLLMServerGenerator(
+        [f"http://127.0.0.1:{port}" for _, port in servers], str(tmp_path), requests_per_server=4, patience=60
+    )
+    generator.sync(policy, 8)
     timer = threading.Timer(0.3, kill, args=(servers[0][0],))
     timer.start()
     long = sample(generator, policy, tokenizer, requests * 6, max_response_length=40)
