@@ -233,7 +233,10 @@ class IterationCheckpoint(ModelCheckpoint):
             trainer.strategy.save_checkpoint(checkpoint, partial)
             if trainer.is_global_zero:
                 publish(partial, final)
-        except (OSError, RuntimeError, CheckpointException) as error:
+        except (OSError, RuntimeError, CheckpointException) as failure:
+            error: BaseException = failure
+            if isinstance(failure, CheckpointException):  # its own text has the tracebacks of all processes
+                error, _ = next(iter(failure.failures.values()))
             free = shutil.disk_usage(partial.parent).free / 2**30
             problem = (
                 f"the checkpoint {final} could not be written ({type(error).__name__}: {error}; {free:.1f} GiB are "

@@ -24,30 +24,23 @@ def is_sharded(path: Path) -> bool:
     return (path / ".metadata").is_file()
 
 
-def check_checkpoint(ckpt_path: str, own: Mapping[str, Size], strategy: Strategy, model_name: str) -> None:
-    """Refuse a checkpoint that the run could not load, before anything is done.
-
-    Args:
-        ckpt_path: As given by the user.
-        own: Shapes of the module's parameters, by their names in its state dict.
-        strategy: The trainer's.
-        model_name: For the message.
+def check_strategy(ckpt_path: str, strategy: Strategy) -> None:
+    """Refuse shards that the strategy could not load, before anything is done.
 
     Raises:
-        FileNotFoundError: If it is not there, or a shard is not.
-        ValueError: If it is of another policy, or written by a strategy whose checkpoints this one cannot load.
+        FileNotFoundError: If a shard is missing.
+        ValueError: If another strategy wrote them.
     """
     path = Path(ckpt_path)
-    if is_sharded(path):
-        key = weights_key(read_metadata(path), path)
-        fits = {"state_dict": ModelParallelStrategy, "model": FSDPStrategy}[key]
-        if not isinstance(strategy, fits):
-            raise ValueError(
-                f"ckpt_path: {ckpt_path} was written in shards by trainer.strategy {KEYS[key]}, which "
-                f"{type(strategy).__name__} cannot load: resume with that strategy, on any number of processes, or "
-                "export the policy and start from there"
-            )
-    check_shapes(weight_shapes(ckpt_path), own, model_name)
+    if not is_sharded(path):
+        return
+    key = weights_key(read_metadata(path), path)
+    if not isinstance(strategy, {"state_dict": ModelParallelStrategy, "model": FSDPStrategy}[key]):
+        raise ValueError(
+            f"ckpt_path: {ckpt_path} was written in shards by trainer.strategy {KEYS[key]}, which "
+            f"{type(strategy).__name__} cannot load: resume with that strategy, on any number of processes, or "
+            "export the policy and start from there"
+        )
 
 
 def check_shapes(saved: Mapping[str, Size], own: Mapping[str, Size], model_name: str) -> None:

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import (
 )
 
 from dynamo_lightning import __version__
+from dynamo_lightning.checkpoints import check_strategy
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.report import compare
@@ -180,6 +181,13 @@ class DynamoCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
         """The chosen one, or all, each with the arguments that the command line does not offer."""
         return {self.chosen: SUBCOMMANDS[self.chosen]} if self.chosen in SUBCOMMANDS else SUBCOMMANDS
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As Lightning's, after a look at the checkpoint."""
+        ckpt_path = self.config[subcommand].get("ckpt_path")
+        if ckpt_path is not None and subcommand != "export":
+            check_strategy(ckpt_path, self.trainer.strategy)
+        super()._run_subcommand(subcommand)
 
     def before_instantiate_classes(self) -> None:
         """Give all loggers of the run the same new folder; each would count its own versions otherwise."""

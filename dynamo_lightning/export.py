@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from dynamo_lightning.checkpoints import check_shapes, read_weights, shapes_of
+from dynamo_lightning.checkpoints import read_weights, shapes_of
 
 if TYPE_CHECKING:
     from dynamo_lightning.module import PolicyModule
@@ -37,7 +37,7 @@ def export_policy(
         raise ValueError(f"output_dir {output_dir} is there already and not an empty folder")
     weights = read_weights(ckpt_path)
     model.configure_model()
-    check_shapes(shapes_of(weights), shapes_of(model.state_dict()), model.model_name)
+    model.check_weights(shapes_of(weights))
     model.load_state_dict(weights)
     assert model.policy is not None
     if dtype is not None:

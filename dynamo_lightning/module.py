@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,10 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Size
 
 from dynamo_lightning import strategies
-from dynamo_lightning.checkpoints import check_checkpoint, shapes_of
+from dynamo_lightning.checkpoints import check_shapes, shapes_of
 from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.evaluation.archive import make_record
@@ -156,9 +157,6 @@ class PolicyModule(PolicyHolder):
             self.policy = policy
             return
         strategy, precision = self.trainer.strategy, str(self.trainer.precision)
-        if self.trainer.ckpt_path is not None:
-            own = shapes_of({f"policy.{name}": value for name, value in policy.state_dict().items()})
-            check_checkpoint(str(self.trainer.ckpt_path), own, strategy, self.model_name)
         self.policy = shard_policy(policy, strategy, precision)
         if reference is not None:
             self._reference.append(shard_policy(reference, strategy, precision))
@@ -392,5 +390,14 @@ class PolicyModule(PolicyHolder):
             checkpoint["rollouts_ahead"] = self.collector.ahead.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the rollouts that were sampled ahead."""
+        """Refuse a checkpoint of another policy in one line; take over the rollouts that were sampled ahead."""
+        self.check_weights(shapes_of(checkpoint.get("state_dict", {})))  # a sharding strategy has loaded them already
         self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
+
+    def check_weights(self, saved: Mapping[str, Size]) -> None:
+        """Check the shapes of weights that are to be loaded, by their names in the state dict.
+
+        Raises:
+            ValueError: Naming the first that the policy does not have like this.
+        """
+        check_shapes(saved, shapes_of(self.state_dict()), self.model_name)

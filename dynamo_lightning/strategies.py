@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+
+from dynamo_lightning.checkpoints import weight_shapes
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -38,6 +42,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         """As Lightning's, data parallel over all processes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """As Lightning's, which would load part of another policy before it fails."""
+        path = str(self.broadcast(checkpoint_path))
+        module: Any = self.lightning_module
+        module.check_weights(weight_shapes(path))
+        return super().load_checkpoint(path, weights_only)
 
 
 def register() -> None:

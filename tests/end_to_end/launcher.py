@@ -35,12 +35,14 @@ def _enter(function, arguments, environment, folder, output):
         rank_zero_only.rank = int(environment.get("LOCAL_RANK", "0"))
         try:
             function(*arguments)
-        except SystemExit:
-            raise
+            code = 0
+        except SystemExit as end:  # with a message or a number, as the interpreter takes it
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            print(end.code or "")
         except BaseException:
             traceback.print_exc()
-            os._exit(1)  # what other processes wait for is not waited for here
-    os._exit(0)
+            code = 1
+    os._exit(code)  # without waiting for what others may wait for
 
 
 def start(function, arguments, num_processes=1, folder="."):
@@ -60,7 +62,7 @@ def start(function, arguments, num_processes=1, folder="."):
     return processes
 
 
-def finish(processes, timeout=300.0):
+def finish(processes, timeout=120.0):
     """Wait for all; their exit codes. What still runs at the time limit is killed."""
     deadline = time.monotonic() + timeout
     for process in processes:
