@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from dynamo_lightning.checkpoints import read_weights, shapes_of
+from dynamo_lightning.lora import merged_parameters
+from dynamo_lightning.policy import load_policy
 
 if TYPE_CHECKING:
     from dynamo_lightning.module import PolicyModule
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 def export_policy(
     model: PolicyModule, ckpt_path: str, output_dir: str, dtype: Literal["float32", "bfloat16", "float16"] | None = None
 ) -> None:
-    """Write the policy of a checkpoint in Hugging Face format, with tokenizer and generation config.
+    """Write the policy of a checkpoint in Hugging Face format, adapters merged, with tokenizer and generation config.
 
     The folder appears whole or not at all.
 
@@ -39,13 +42,18 @@ def export_policy(
     model.configure_model()
     model.check_weights(shapes_of(weights))
     model.load_state_dict(weights)
-    assert model.policy is not None
+    policy = model.policy
+    assert policy is not None
+    if model.policy_config.lora is not None:
+        merged = dict(merged_parameters(policy))
+        policy = load_policy(model.model_name, replace(model.policy_config, lora=None))
+        policy.load_state_dict(merged, strict=False)  # a tied head is not repeated
     if dtype is not None:
-        model.policy.to(getattr(torch, dtype))
+        policy.to(getattr(torch, dtype))
     partial = target.with_name(f"{target.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
-    model.policy.save_pretrained(partial)
+    policy.save_pretrained(partial)
     model.tokenizer.save_pretrained(partial)
     if target.exists():
         target.rmdir()

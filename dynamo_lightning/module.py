@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.evaluation.archive import make_record
 from dynamo_lightning.evaluation.benchmarks import BenchmarkRun, EvaluationConfig, describe, weights_digest
 from dynamo_lightning.evaluation.metrics import PassAtK
+from dynamo_lightning.lora import without_adapters
 from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy import PolicyConfig, check_packing, load_policy, load_tokenizer
@@ -152,7 +153,8 @@ class PolicyModule(PolicyHolder):
         self.tokenizer = load_tokenizer(self.model_name, self.policy_config)
         # In a list, the reference is no submodule: it is neither trained, nor saved, nor moved by Lightning.
         self._reference = []
-        reference = copy.deepcopy(policy).requires_grad_(False).eval() if self.loss.kl_coefficient > 0 else None
+        needs_copy = self.loss.kl_coefficient > 0 and self.policy_config.lora is None
+        reference = copy.deepcopy(policy).requires_grad_(False).eval() if needs_copy else None
         if self._trainer is None:  # for `export`
             self.policy = policy
             return
@@ -226,10 +228,9 @@ class PolicyModule(PolicyHolder):
         batch = merge_parts(found.parts)
         rollout_batch = assign_advantages(found, self.loss.advantage)
         with self.phase("score"):
-            reference = self._reference[0] if self._reference else None
             experience = scoring_pass(
                 self.policy,
-                reference,
+                self.reference(),
                 rollout_batch,
                 self.loss,
                 self.update_config,
@@ -264,6 +265,13 @@ class PolicyModule(PolicyHolder):
             metrics=metrics,
         )
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
+
+    def reference(self) -> AbstractContextManager[PreTrainedModel] | None:
+        """Gives the frozen policy of a KL term: a copy, or the policy without its adapters; `None` without a term."""
+        assert self.policy is not None
+        if self.loss.kl_coefficient == 0:
+            return None
+        return without_adapters(self.policy) if self.policy_config.lora else nullcontext(self._reference[0])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from dynamo_lightning import packed_attention
 from dynamo_lightning.embedded import local_path
+from dynamo_lightning.lora import LoraConfig, add_adapters
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics, chunked_loss, token_statistics
 from dynamo_lightning.packing import MicroBatch, make_micro_batch
 from dynamo_lightning.types import Prompt, Rollout
@@ -35,6 +36,8 @@ class PolicyConfig:
     computes nothing between the sequences of a packed row."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of the weights; `null` trains the weights."""
     compile: bool = False
     """Compile the decoder layers with `torch.compile` for scoring and updates; the first iteration waits for it."""
     trust_remote_code: bool = False
@@ -111,6 +114,8 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
     if policy.config._attn_implementation == "sdpa":
         packed_attention.register()
         policy.set_attn_implementation(packed_attention.NAME)
+    if config.lora is not None:
+        add_adapters(policy, config.lora)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:

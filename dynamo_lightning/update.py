@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -212,7 +213,7 @@ def token_keys(batch: RolloutBatch, device: torch.device) -> Tensor:
 
 def scoring_pass(
     policy: PreTrainedModel,
-    reference: PreTrainedModel | None,
+    reference: AbstractContextManager[PreTrainedModel] | None,
     batch: RolloutBatch,
     loss: PolicyLoss,
     config: UpdateConfig,
@@ -223,7 +224,7 @@ def scoring_pass(
 
     Args:
         policy: What the rollouts were sampled from, to rounding.
-        reference: The frozen policy of a KL term.
+        reference: Gives the frozen policy of a KL term, which may be the policy itself without its adapters.
         batch: This rank's rollouts with their advantages.
         loss: Its modulation and penalty need statistics of the whole batch.
         config: The token budget.
@@ -251,7 +252,8 @@ def scoring_pass(
     num_tokens = int(batch.group_tokens.sum())
     reference_logprobs = None
     if reference is not None:
-        reference_logprobs = all_statistics(reference, batch, config, temperature).logprobs
+        with reference as frozen:
+            reference_logprobs = all_statistics(frozen, batch, config, temperature).logprobs
     metrics = {name: total / num_tokens for name, total in totals.items()}
     weights = None
     if separate_engine:

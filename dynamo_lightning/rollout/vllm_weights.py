@@ -14,21 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+
+from dynamo_lightning.lora import merged_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def cast_weights(policy: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every parameter as the engine gets it: whole, cast; a tied head is not repeated.
-
-    With a sharded policy every rank must run through all of it: each parameter is gathered in turn.
-    """
-    for name, parameter in policy.named_parameters():
-        value = parameter.detach()
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        yield name, whole.to(dtype)
+    """Name and value of every parameter as the engine gets it: see `merged_parameters`, cast."""
+    for name, value in merged_parameters(policy):
+        yield name, value.to(dtype)
 
 
 def checksum(values: Tensor) -> int:
