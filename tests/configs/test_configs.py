@@ -1,6 +1,5 @@
-"""Every shipped config parses; `qwen.yaml` trains a tiny random model."""
+"""Every shipped config parses."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -67,48 +66,3 @@ def test_a_file_here_wins_over_the_shipped_one(monkeypatch, tmp_path):
     (tmp_path / "qwen.yaml").touch()
     assert find_config("qwen.yaml") == "qwen.yaml"
     assert find_config("no_such.yaml") == "no_such.yaml"
-
-
-@pytest.fixture
-def chat_policy(tiny_policy, tmp_path):
-    """The tiny policy with a chat template, as Qwen has one."""
-    import shutil
-
-    folder = tmp_path / "chat-policy"
-    shutil.copytree(tiny_policy, folder)
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    settings["chat_template"] = "{% for message in messages %}{{ message.content }}{% endfor %}="
-    path.write_text(json.dumps(settings))
-    return str(folder)
-
-
-def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, chat_policy):
-    monkeypatch.chdir(tmp_path)
-    rows = [
-        {"prompt": [{"role": "user", "content": f"{a}+{b}"}], "reward_model": {"ground_truth": str(a + b)}}
-        for a in range(3) for b in range(2)
-    ]  # fmt: skip
-    Path("train.json").write_text(json.dumps(rows))
-    Path("val.jsonl").write_text("".join(json.dumps({"problem": f"{a}+4", "answer": a + 4}) + "\n" for a in range(3)))
-    main(
-        [
-            "fit",
-            "--config=qwen.yaml",
-            "--trainer.accelerator=cpu",
-            "--trainer.devices=1",
-            "--trainer.val_check_interval=2",
-            f"--model.model_name={chat_policy}",
-            "--model.policy.init=random",
-            "--model.sampling.max_response_length=8",
-            "--model.scoring.num_workers=1",
-            "--data.train.path=train.json",
-            "--data.val=[{path: val.jsonl, name: math500, prompt_column: problem}]",
-            "--data.prompts_per_batch=3",
-        ]
-    )
-    summary = json.loads(Path("runs/qwen/version_0/summary.json").read_text())
-    assert summary["status"] == "finished"
-    assert summary["iterations"] == 2
-    assert {"val/math500/pass@1", "val/math500/pass@8"} <= summary["after"].keys()
-    assert Path(summary["checkpoint"]).is_file()
