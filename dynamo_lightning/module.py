@@ -19,6 +19,7 @@ import lightning as L
 import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Size
 
@@ -179,6 +180,11 @@ class PolicyModule(PolicyHolder):
         if self.one_step_off and self.datamodule.pilot:
             raise ValueError(
                 f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0"
+            )
+        if self.collector.generator.separate_engine and isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "trainer.strategy fsdp (FSDP1) does not go with model.generator="
+                f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
             )
         self.collector.scorer.start()
         self.datamodule.check_answers(self.reward.check_answer)

@@ -52,7 +52,9 @@ def assert_close(checkpoint, other, tolerance=1e-5):
     weights, others = read_weights(checkpoint), read_weights(other)
     assert weights.keys() == others.keys()
     for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, atol=tolerance, rtol=0, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            others[name], value, atol=tolerance, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
     checkpoint, other = rest(checkpoint), rest(other)
     assert checkpoint["global_step"] == other["global_step"]
     statistics, others = (part["RolloutDataModule"]["statistics"] for part in (checkpoint, other))
@@ -96,6 +98,16 @@ def test_kl_term_checkpointing_and_early_reduction_work_in_shards(config):
     )  # fmt: skip
     assert_close(train(config, "one", "auto", 1, *more), train(config, "fsdp2", "fsdp2", 2, *more))
     assert column("fsdp2", "kl") == pytest.approx(column("one", "kl"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_adapters_learn_the_same_in_shards(config):
+    pytest.importorskip("peft", reason="peft is not installed: pip install 'dynamo_lightning[lora]'")
+    more = ("--config=overlays/lora.yaml", "--optimizer.lr=0.003", "--model.loss.kl_coefficient=0.1")
+    whole = train(config, "one", "auto", 1, *more)
+    assert_close(whole, train(config, "fsdp2", "fsdp2", 2, *more))
+    assert_close(whole, train(config, "ddp", "ddp", 2, *more))
+    assert max(column("one", "kl")) > 0
 
 
 @pytest.mark.parametrize(
@@ -177,6 +189,12 @@ def test_processes_that_would_share_their_data_are_refused(config):
     strategy = "{class_path: ModelParallelStrategy, init_args: {tensor_parallel_size: 2, data_parallel_size: 1}}"
     with pytest.raises(AssertionError, match="make 2 processes work on the same data"):
         train(config, "tensor_parallel", strategy, 2)
+
+
+def test_engines_are_refused_with_fsdp1(config):
+    generator = "--model.generator=dynamo_lightning.rollout.vllm_colocated.VLLMColocatedGenerator"
+    with pytest.raises(AssertionError, match=r"fsdp \(FSDP1\) does not go with model\.generator=VLLMColocated"):
+        train(config, "fsdp1", "fsdp1", 2, generator)
 
 
 @pytest.mark.slow
