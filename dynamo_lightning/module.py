@@ -152,17 +152,14 @@ class PolicyModule(PolicyHolder):
             return
         policy = load_policy(self.model_name, self.policy_config)
         self.tokenizer = load_tokenizer(self.model_name, self.policy_config)
-        # In a list, the reference is no submodule: it is neither trained, nor saved, nor moved by Lightning.
-        self._reference = []
         needs_copy = self.loss.kl_coefficient > 0 and self.policy_config.lora is None
-        reference = copy.deepcopy(policy).requires_grad_(False).eval() if needs_copy else None
-        if self._trainer is None:  # for `export`
-            self.policy = policy
-            return
-        strategy, precision = self.trainer.strategy, str(self.trainer.precision)
-        self.policy = shard_policy(policy, strategy, precision)
-        if reference is not None:
-            self._reference.append(shard_policy(reference, strategy, precision))
+        reference = [copy.deepcopy(policy).requires_grad_(False).eval()] if needs_copy else []
+        if self._trainer is not None:  # `export` has none
+            strategy, precision = self.trainer.strategy, str(self.trainer.precision)
+            policy, *reference = (shard_policy(part, strategy, precision) for part in (policy, *reference))
+        self.policy = policy
+        # In a list, the reference is no submodule: it is neither trained, nor saved, nor moved by Lightning.
+        self._reference = reference
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, and its schedule."""

@@ -48,10 +48,10 @@ def shard_policy(policy: PreTrainedModel, strategy: Strategy, precision: str) ->
                 "this model does not support: use fsdp2, or set tensor_parallel_size to 1 and data_parallel_size to "
                 f"{strategy.device_mesh.size()}"
             )
-        mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16-mixed" else None
-        mesh = strategy.device_mesh["data_parallel"]
+        mixed = precision == "bf16-mixed"
+        types = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
         for layer in [*decoder_layers(policy), policy]:
-            fully_shard(layer, mesh=mesh, mp_policy=mixed or MixedPrecisionPolicy())
+            fully_shard(layer, mesh=strategy.device_mesh["data_parallel"], mp_policy=types)
     elif isinstance(strategy, FSDPStrategy):
         layers = decoder_layers(policy)
         for index, layer in enumerate(layers):
