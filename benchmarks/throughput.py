@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--peers", help="folder with trl, if it is not installed")
+    parser.add_argument("--share", type=float, help="only iterations in which this share of groups has advantage 0")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     entries = contenders()
@@ -292,11 +293,13 @@ def main() -> None:
             write_policy(folder, max_position_embeddings=1024)
             print(json.dumps(list(entries.values())[options.one](folder)))
         return
-    rounds: dict[tuple[str, float | None], list[float]] = {key: [] for key in entries}
+    rounds: dict[tuple[str, float | None], list[float]] = {
+        key: [] for key in entries if options.share is None or key[1] == options.share
+    }
     failures: dict[tuple[str, float | None], str] = {}
     for _ in range(options.rounds):
         for number, key in enumerate(entries):
-            if key in failures:
+            if key not in rounds or key in failures:
                 continue
             rates = in_a_process(number, options.peers)
             print(key, rates, file=sys.stderr, flush=True)
