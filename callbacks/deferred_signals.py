@@ -27,8 +27,9 @@ class DeferredSignals:
         self._requeue_signal: int | None = None
 
     def install(self, trainer: Trainer) -> None:
-        """Take the place of Lightning's handlers; only the main thread may."""
-        if threading.current_thread() is not threading.main_thread() or self._handlers:
+        """Take the place of Lightning's handlers, which it has just installed; only the main thread may."""
+        self._received.clear()
+        if threading.current_thread() is not threading.main_thread():
             return
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:

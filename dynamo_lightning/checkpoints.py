@@ -15,8 +15,11 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import Size, Tensor
 from torch.distributed.checkpoint import FileSystemReader, Metadata, TensorStorageMetadata, load
 
-KEYS = {"state_dict": "fsdp2", "model": "FSDPStrategy with state_dict_type sharded"}
-"""Under which key a folder has the weights, and the strategy that writes it."""
+WRITERS = {
+    "state_dict": (ModelParallelStrategy, "fsdp2"),
+    "model": (FSDPStrategy, "FSDPStrategy with state_dict_type sharded"),
+}
+"""By the key under which a folder has the weights, the strategy that writes and loads it, and its name."""
 
 
 def is_sharded(path: Path) -> bool:
@@ -34,10 +37,10 @@ def check_strategy(ckpt_path: str, strategy: Strategy) -> None:
     path = Path(ckpt_path)
     if not is_sharded(path):
         return
-    key = weights_key(read_metadata(path), path)
-    if not isinstance(strategy, {"state_dict": ModelParallelStrategy, "model": FSDPStrategy}[key]):
+    writer, name = WRITERS[weights_key(read_metadata(path), path)]
+    if not isinstance(strategy, writer):
         raise ValueError(
-            f"ckpt_path: {ckpt_path} was written in shards by trainer.strategy {KEYS[key]}, which "
+            f"ckpt_path: {ckpt_path} was written in shards by trainer.strategy {name}, which "
             f"{type(strategy).__name__} cannot load: resume with that strategy, on any number of processes, or "
             "export the policy and start from there"
         )
@@ -110,7 +113,7 @@ def read_metadata(path: Path) -> Metadata:
 
 def weights_key(metadata: Metadata, path: Path) -> str:
     """Under which key a folder has the weights."""
-    for key in KEYS:
+    for key in WRITERS:
         if any(name.startswith(f"{key}.") for name in metadata.state_dict_metadata):
             return key
     raise ValueError(f"ckpt_path: {path} has shards, but not of a Lightning checkpoint")

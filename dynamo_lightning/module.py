@@ -402,7 +402,8 @@ class PolicyModule(PolicyHolder):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy in one line; take over the rollouts that were sampled ahead."""
-        self.check_weights(shapes_of(checkpoint.get("state_dict", {})))  # a sharding strategy has loaded them already
+        if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded its own already
+            self.check_weights(shapes_of(checkpoint["state_dict"]))
         self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
 
     def check_weights(self, saved: Mapping[str, Size]) -> None:

@@ -173,7 +173,7 @@ def _generate_batch(
             attention_mask = torch.cat([attention_mask[unfinished], added], dim=1)
             cache = _select_rows(cache, unfinished)
         else:  # a sharded policy runs on all ranks or on none: this one goes along with the others
-            sequences, attention_mask, cache = prompts[:1], (prompts[:1] * 0) + 1, None
+            sequences, attention_mask, cache = prompts[:1], torch.ones_like(prompts[:1]), None
     rollouts = []
     for request, tokens, values in zip(requests, responses, logprobs, strict=True):
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
