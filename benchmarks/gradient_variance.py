@@ -80,7 +80,7 @@ from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.types import Prompt, Rollout, RolloutRequest
-from dynamo_lightning.update import UpdateConfig
+from dynamo_lightning.update_config import UpdateConfig
 
 MODEL = "embedded:arithmetic-qwen3"
 MAX_RESPONSE_LENGTH, PROMPTS_PER_BATCH, ROLLOUTS_PER_PROMPT = 20, 32, 8  # the quickstart's

@@ -4,9 +4,9 @@
 
 Iterations: the same random 0.8 M Qwen3, prompts, reward and learning rate; 32 prompts × 8 rollouts of up to 64 tokens,
 one optimizer step; in some runs half of the groups get equal rewards, so that their advantages are 0. Tokens are those
-of prompts and responses; seconds are those of the whole iteration: generation, rewards, scoring, update. Ours is the
-complete loss with modulation. `--peers PATH` is a folder that TRL is installed in; it gets the micro-batch size that is
-fastest for it among those listed.
+of prompts and responses; seconds are those of the whole iteration: generation, rewards, scoring, update. Ours runs
+twice: with the loss that TRL has, GRPO's, and with DynaMO's modulation. `--peers PATH` is a folder that TRL is
+installed in; it gets the micro-batch size that is fastest for it among those listed.
 
 Packing: forward and backward of the same policy over 256 rollouts of 1 to 512 tokens (most of them short), packed, in
 padded batches in random order, and in padded batches sorted by length; the same head and loss. Tokens are real ones.
@@ -81,7 +81,7 @@ def prompts(zero_advantage_share: float) -> list[dict[str, str]]:
 # --- whole iterations -------------------------------------------------------------------------------------------------
 
 
-def our_iterations(folder: str, share: float) -> list[float]:
+def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
     """Tokens per second of each iteration of `PolicyModule`."""
     import lightning as L
 
@@ -89,12 +89,13 @@ def our_iterations(folder: str, share: float) -> list[float]:
     from dynamo_lightning.data.prompts import PromptSource
     from dynamo_lightning.datamodule import RolloutDataModule
     from dynamo_lightning.losses.advantages import GRPO
+    from dynamo_lightning.losses.modulation import DynamoModulation
     from dynamo_lightning.losses.policy_loss import PolicyLoss
     from dynamo_lightning.module import PolicyModule
     from dynamo_lightning.rewards.scorer import ScoringConfig
     from dynamo_lightning.rollout.generator import SamplingConfig
     from dynamo_lightning.rollout.transformers import TransformersGenerator
-    from dynamo_lightning.update import UpdateConfig
+    from dynamo_lightning.update_config import UpdateConfig
 
     class Clock(L.Callback):
         def __init__(self) -> None:
@@ -124,7 +125,7 @@ def our_iterations(folder: str, share: float) -> list[float]:
         sampling=SamplingConfig(max_response_length=MAX_RESPONSE_LENGTH),
         reward=CoinReward(),
         scoring=ScoringConfig(num_workers=1),
-        loss=PolicyLoss(advantage=GRPO()),
+        loss=PolicyLoss(advantage=GRPO(), modulation=DynamoModulation() if modulated else None),
         updates=UpdateConfig(max_tokens_per_micro_batch=4096),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-6),
     )
@@ -254,7 +255,10 @@ def contenders() -> dict[tuple[str, float | None], Callable[[str], list[float]]]
     """By name and share of groups of advantage 0."""
     found: dict[tuple[str, float | None], Callable[[str], list[float]]] = {}
     for share in SHARES:
-        found["iteration", share] = lambda folder, share=share: our_iterations(folder, share)
+        for name, modulated in (("iteration", False), ("iteration, modulated", True)):
+            found[name, share] = lambda folder, share=share, modulated=modulated: our_iterations(
+                folder, share, modulated
+            )
         for size in TRL_BATCH_SIZES:
             found[f"iteration, TRL, micro-batch {size}", share] = lambda folder, share=share, size=size: trl_iterations(
                 folder, share, size

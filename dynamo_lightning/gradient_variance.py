@@ -30,10 +30,10 @@ from torch.nn import functional
 
 from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
-from dynamo_lightning.packing import make_micro_batch
+from dynamo_lightning.packing import make_micro_batch, micro_batches
 from dynamo_lightning.policy import head_inputs, vocabulary_head
 from dynamo_lightning.types import Rollout
-from dynamo_lightning.update import UpdateConfig, micro_batches
+from dynamo_lightning.update_config import UpdateConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -268,7 +268,8 @@ def head_scores(
     scores = torch.zeros(len(rollouts), num_projections, device=policy.device)
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.int64)
     rollout_of_token = torch.arange(len(rollouts)).repeat_interleave(lengths).to(policy.device)
-    for micro_batch, counts in micro_batches(rollouts, range(len(rollouts)), spare, config, policy.device):
+    budget = config.max_tokens_per_micro_batch
+    for micro_batch, counts in micro_batches(rollouts, range(len(rollouts)), spare, budget, policy.device):
         hidden_states, head = head_inputs(policy, micro_batch)
         if counts:
             tokens = project_head_scores(

@@ -41,6 +41,7 @@ from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.offload import OptimizerOffload
 from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.scoring import scoring_pass
 from dynamo_lightning.sharding import shard_policy
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import (
@@ -49,7 +50,8 @@ from dynamo_lightning.types import (
     Rollout,
     merge_parts,
 )
-from dynamo_lightning.update import PolicyHolder, UpdateConfig, scoring_pass, update_policy
+from dynamo_lightning.update import PolicyHolder, update_policy
+from dynamo_lightning.update_config import UpdateConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -247,7 +249,6 @@ class PolicyModule(PolicyHolder):
             **found.metrics,
             **staleness,
             **allocation_metrics(batch, self.datamodule.min_rollouts, self.datamodule.max_rollouts),
-            **experience.metrics,
             **result.metrics,
             **{f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items()},
         }
@@ -260,7 +261,7 @@ class PolicyModule(PolicyHolder):
             batch=batch,
             outcomes=found.outcomes,
             rollouts=found.rollouts,
-            entropy=experience.metrics["entropy"],
+            entropy=metrics["entropy"],
             gradient_norms=result.gradient_norms,
             num_tokens=found.num_tokens,
             factors=experience.modulated.factors,

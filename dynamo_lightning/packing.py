@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynamo_lightning.distributed import max_over_ranks
 from dynamo_lightning.packed_attention import SequenceBuckets, bucket_sequences
 from dynamo_lightning.types import Rollout
 
@@ -131,3 +132,27 @@ def make_micro_batch(rollouts: Sequence[Rollout], indices: Sequence[int], device
         bucket_sequences([len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices], device),
         tensor(token_indices),
     )
+
+
+def micro_batches(
+    rollouts: Sequence[Rollout], indices: Sequence[int], spare: Rollout, max_tokens: int, device: torch.device
+) -> list[tuple[MicroBatch, bool]]:
+    """The chosen rollouts in packed micro-batches, equally many on every rank.
+
+    Ranks agree on the number before the first is computed: sharded policies communicate in every forward pass.
+
+    Args:
+        rollouts: All rollouts of this rank.
+        indices: Those to take.
+        spare: Stands in on a rank that runs out of micro-batches before others do.
+        max_tokens: Tokens a micro-batch may hold.
+        device: Where the tensors go.
+
+    Returns:
+        The micro-batches, paired with whether they count: `(micro_batch, True)`, or `(spare one, False)`.
+    """
+    lengths = [len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices]
+    rows = [[indices[i] for i in row] for row in pack(lengths, max_tokens)]
+    num_spare = max_over_ranks(len(rows), device) - len(rows)
+    counted = [(make_micro_batch(rollouts, row, device), True) for row in rows]
+    return counted + [(make_micro_batch([spare], [0], device), False)] * num_spare

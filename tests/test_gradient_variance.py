@@ -21,7 +21,7 @@ from dynamo_lightning.gradient_variance import (
 )
 from dynamo_lightning.losses.advantages import RLOO
 from dynamo_lightning.policy import PolicyConfig, load_policy
-from dynamo_lightning.update import UpdateConfig
+from dynamo_lightning.update_config import UpdateConfig
 
 # A prompt with four possible responses: their probabilities, rewards and scores, so that the mean score is 0.
 PROBABILITIES = np.array([0.4, 0.3, 0.2, 0.1])

@@ -8,10 +8,15 @@ import torch
 
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.losses.advantages import assign_advantages
+from dynamo_lightning.losses.cispo import CISPO
+from dynamo_lightning.losses.gspo import GSPO
+from dynamo_lightning.losses.modulation import DynamoModulation
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
+from dynamo_lightning.scoring import all_statistics, check_finite, scoring_pass
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
-from dynamo_lightning.update import UpdateConfig, accumulate_gradient, check_finite, scoring_pass, split_prompts
+from dynamo_lightning.update import accumulate_gradient, split_prompts
+from dynamo_lightning.update_config import UpdateConfig
 
 
 class FakeStrategy:
@@ -209,6 +214,48 @@ def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts
         scoring_pass(module.policy, None, experience_batch, module.loss, module.update_config, 1.0)
 
 
+def test_log_probabilities_that_only_the_update_sees_are_checked_too(tiny_policy, make_prompt, make_batch):
+    module = make_module(tiny_policy, PolicyLoss(modulation=None))
+    batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, [REWARDS[0], REWARDS[2]])
+    experience = scoring_pass(
+        module.policy, None, assign(module, [batch], outcomes, rollouts), module.loss, module.update_config, 1.0
+    )
+    with torch.no_grad():
+        module.policy.get_output_embeddings().weight[5] = torch.nan
+    with pytest.raises(RuntimeError, match=r"2 prompts are not finite \(prompt ids 0, 1\) at iteration"):
+        accumulate_gradient(module, experience, torch.ones(2, dtype=torch.bool))
+
+
+SINGLE_UPDATES = {
+    "plain": PolicyLoss(modulation=None),
+    "all_tokens_count": PolicyLoss(modulation=None, entropy_coefficient=0.01),
+    "recomputed": PolicyLoss(modulation=DynamoModulation(scope="micro_batch")),
+    "gspo": PolicyLoss(modulation=None, surrogate=GSPO()),
+    "cispo": PolicyLoss(modulation=None, surrogate=CISPO()),
+}
+
+
+@pytest.mark.parametrize("loss", SINGLE_UPDATES.values(), ids=SINGLE_UPDATES)
+def test_a_single_update_needs_no_old_log_probabilities(tiny_policy, make_prompt, make_batch, loss):
+    """Scored beforehand, as several updates need it, or not: the same first gradient and the same metrics."""
+    found = []
+    for num_epochs in (1, 2):
+        module = make_module(tiny_policy, loss, num_epochs=num_epochs)
+        batch, outcomes, rollouts = make_case(module, make_prompt, make_batch, REWARDS)
+        rollout_batch = assign(module, [batch], outcomes, rollouts)
+        experience = scoring_pass(module.policy, None, rollout_batch, module.loss, module.update_config, 1.0)
+        assert (experience.old_logprobs is None) == (num_epochs == 1)
+        metrics = accumulate_gradient(module, experience, torch.ones(len(REWARDS), dtype=torch.bool))
+        entropies = experience.metrics["entropy"], metrics.pop("entropy", 0.0)
+        assert (entropies[0] > 0) == (num_epochs == 2 or loss.vanishes_without_advantage)
+        assert (entropies[1] > 0) == (num_epochs == 1)
+        flat = torch.cat([parameter.grad.flatten() for parameter in module.policy.parameters()])
+        found.append((flat, metrics, sum(entropies)))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-10, rtol=1e-10)
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-10)
+    assert found[0][2] == pytest.approx(found[1][2], abs=1e-10)
+
+
 def test_tokens_of_another_engine_weigh_their_ratio(tiny_policy, make_prompt, make_batch):
     """log π_old − log π_engine = log 1.5 for every token makes the gradient 1.5 times as large."""
     module = make_module(tiny_policy, PolicyLoss(modulation=None))
@@ -217,7 +264,8 @@ def test_tokens_of_another_engine_weigh_their_ratio(tiny_policy, make_prompt, ma
     own = scoring_pass(
         module.policy, None, assign(module, [batch], outcomes, rollouts), module.loss, module.update_config, 1.0
     )
-    parts = (own.statistics.logprobs - math.log(1.5)).split([len(rollout.token_ids) for rollout in rollouts])
+    logprobs = all_statistics(module.policy, own.batch, range(len(rollouts)), module.update_config, 1.0).logprobs
+    parts = (logprobs - math.log(1.5)).split([len(rollout.token_ids) for rollout in rollouts])
     shifted = [replace(r, logprobs=tuple(part.tolist())) for r, part in zip(rollouts, parts, strict=True)]
     rollout_batch = assign(module, [batch], outcomes, shifted)
     experience = scoring_pass(module.policy, None, rollout_batch, module.loss, module.update_config, 1.0, True)

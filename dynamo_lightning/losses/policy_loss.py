@@ -35,8 +35,8 @@ def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 class LossInputs:
     """What the loss needs besides the current statistics; all `[num_tokens]`, without gradient."""
 
-    old_logprobs: Tensor
-    """log π_old(a) from the scoring pass, nats."""
+    old_logprobs: Tensor | None
+    """log π_old(a) from the scoring pass, nats; `None` where the policy has not moved since it sampled."""
     advantages: Tensor
     """Final token advantages, modulated; raw ones if the modulation is recomputed."""
     weights: Tensor
@@ -113,7 +113,8 @@ class PolicyLoss:
             The share, a scalar; shares of all micro-batches and ranks add up to the loss. And their share of
             each metric; these add up in the same way.
         """
-        log_ratio = statistics.logprobs - inputs.old_logprobs
+        old_logprobs = statistics.logprobs.detach() if inputs.old_logprobs is None else inputs.old_logprobs
+        log_ratio = statistics.logprobs - old_logprobs
         advantages, indicators = inputs.advantages, {}
         if self.modulation is not None and self.modulation.is_recomputed():
             sizes = self.update_sizes(log_ratio.detach(), inputs)
@@ -135,6 +136,8 @@ class PolicyLoss:
             divergence = k3_divergence(statistics.logprobs, inputs.reference_logprobs)
             loss = loss + self.kl_coefficient * (inputs.weights * divergence).sum()
             values["kl"] = divergence.sum() / num_tokens
+        if inputs.old_logprobs is None:  # the scoring pass has left these tokens to the update
+            values["entropy"] = statistics.entropy.sum() / num_tokens
         values["loss"] = loss
         return loss, {name: torch.as_tensor(value).detach() for name, value in values.items()}
 

@@ -9,7 +9,7 @@ from dynamo_lightning.distributed import derive_seed, run_seed
 from dynamo_lightning.gradient_variance import head_scores, kernel_moments
 from dynamo_lightning.policy import PolicyConfig, load_policy
 from dynamo_lightning.rollout.generator import SamplingConfig
-from dynamo_lightning.update import UpdateConfig
+from dynamo_lightning.update_config import UpdateConfig
 
 
 def test_ratios_by_hand(make_record):

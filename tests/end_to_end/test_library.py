@@ -14,7 +14,7 @@ from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.rewards import FunctionReward
 from dynamo_lightning.rewards.scorer import ScoringConfig
 from dynamo_lightning.rollout.generator import SamplingConfig
-from dynamo_lightning.update import UpdateConfig
+from dynamo_lightning.update_config import UpdateConfig
 
 
 @pytest.fixture
@@ -70,6 +70,20 @@ def test_lightnings_own_callbacks_work(parts, tmp_path):
     assert trainer.global_step == 6
     assert trainer.callback_metrics["lr-AdamW"] == pytest.approx(1e-2)
     assert "alloc/predicted_variance_ratio" in trainer.callback_metrics
+
+
+def test_entropy_is_that_of_all_tokens_whoever_takes_it(parts, tmp_path):
+    """The scoring pass takes all of it before several updates, and some of it before a single one."""
+    entropy = []
+    for num_epochs in (1, 2):
+        L.seed_everything(0)
+        module, data = parts(loss=PolicyLoss(modulation=None), updates=UpdateConfig(num_epochs=num_epochs))
+        module.optimizer = lambda params: torch.optim.SGD(params, lr=0.0)
+        trainer = make_trainer(tmp_path)
+        trainer.fit(module, data)
+        assert 0 < float(trainer.callback_metrics["frac_reward_zero_std"]) < 1
+        entropy.append(float(trainer.callback_metrics["entropy"]))
+    assert entropy[0] == pytest.approx(entropy[1], rel=1e-5)
 
 
 def test_early_stopping_stops(parts, tmp_path):

@@ -100,6 +100,12 @@ def test_kl_term_checkpointing_and_early_reduction_work_in_shards(config):
     assert column("fsdp2", "kl") == pytest.approx(column("one", "kl"), abs=1e-5)
 
 
+def test_plain_updates_without_old_log_probabilities_work_in_shards(config):
+    plain = ("--model.loss.modulation=null", "--model.updates.max_tokens_per_micro_batch=32")
+    assert_close(train(config, "one", "auto", 1, *plain), train(config, "fsdp2", "fsdp2", 2, *plain))
+    assert column("fsdp2", "entropy") == pytest.approx(column("one", "entropy"), abs=1e-5)
+
+
 @pytest.mark.slow
 def test_adapters_learn_the_same_in_shards(config):
     pytest.importorskip("peft", reason="peft is not installed: pip install 'dynamo_lightning[lora]'")
@@ -143,7 +149,7 @@ def test_shards_are_exported_for_transformers(config, tiny_policy):
 def sharded(tmp_path_factory, tiny_policy):
     """A checkpoint in shards of the tiny policy, without a run."""
     folder = tmp_path_factory.mktemp("sharded") / "last.ckpt"
-    run(save_shards, (tiny_policy, str(folder)), 1)
+    run(save_shards, (tiny_policy, str(folder)), 1, folder.parent)
     return folder
 
 

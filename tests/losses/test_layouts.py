@@ -14,8 +14,10 @@ from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.steer import Steer
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, UnclippedSurrogate
 from dynamo_lightning.module import PolicyModule
+from dynamo_lightning.scoring import scoring_pass, token_keys
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
-from dynamo_lightning.update import UpdateConfig, accumulate_gradient, scoring_pass, token_keys
+from dynamo_lightning.update import accumulate_gradient
+from dynamo_lightning.update_config import UpdateConfig
 
 
 def assign(module, parts, outcomes, rollouts):
@@ -56,7 +58,7 @@ def make_batch_of_tokens(module, make_prompt, make_batch, order=None):
 
 def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, dtype=torch.float64, **updates):
     """Of the second update: the policy has moved since it sampled, so that ratios are not 1."""
-    module = PolicyModule(tiny_policy, loss=loss, updates=UpdateConfig(**updates))
+    module = PolicyModule(tiny_policy, loss=loss, updates=UpdateConfig(num_epochs=2, **updates))
     module.configure_model()
     module.policy.to(dtype)
     module.sampling.max_response_length = 12
