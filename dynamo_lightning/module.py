@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -26,10 +25,8 @@ from torch import Size
 from dynamo_lightning import strategies
 from dynamo_lightning.checkpoints import check_shapes, shapes_of
 from dynamo_lightning.collect import RolloutCollector
-from dynamo_lightning.distributed import run_seed
-from dynamo_lightning.evaluation.archive import make_record
-from dynamo_lightning.evaluation.benchmarks import BenchmarkRun, EvaluationConfig, describe, weights_digest
-from dynamo_lightning.evaluation.metrics import PassAtK
+from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
+from dynamo_lightning.evaluation.loops import EvaluationLoops
 from dynamo_lightning.lora import without_adapters
 from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
@@ -44,12 +41,7 @@ from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.scoring import scoring_pass
 from dynamo_lightning.sharding import shard_policy
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
-from dynamo_lightning.types import (
-    IterationRecord,
-    PromptBatch,
-    Rollout,
-    merge_parts,
-)
+from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
 from dynamo_lightning.update import PolicyHolder, update_policy
 from dynamo_lightning.update_config import UpdateConfig
 
@@ -59,7 +51,7 @@ if TYPE_CHECKING:
 strategies.register()
 
 
-class PolicyModule(PolicyHolder):
+class PolicyModule(EvaluationLoops, PolicyHolder):
     """A causal language model trained by reinforcement learning with verifiable rewards.
 
     Args:
@@ -133,7 +125,6 @@ class PolicyModule(PolicyHolder):
         self.evaluation = evaluation
         self.policy: PreTrainedModel | None = None
         self.seconds: dict[str, float] = {}
-        self._pass_at_k_metrics: dict[tuple[str, int], PassAtK] = {}
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -212,11 +203,6 @@ class PolicyModule(PolicyHolder):
         """End the reward processes and what samples the responses."""
         self.collector.scorer.close()
         self.collector.generator.close()
-
-    @property
-    def datamodule(self) -> Any:
-        """The trainer's `RolloutDataModule`, or one like it."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     # --- the RL iteration ---------------------------------------------------------------------------------------------
 
@@ -310,89 +296,6 @@ class PolicyModule(PolicyHolder):
         if batch is not None:  # the first batch of an epoch is sampled when it is due
             ahead.begin(self.policy, self.tokenizer, batch, self.global_step)
         return {"sampling/staleness": float(staleness)}
-
-    # --- evaluation ---------------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        """A checkpoint may have brought other weights, and updates have."""
-        self.sync_generator()
-
-    def on_test_epoch_start(self) -> None:
-        """As in validation."""
-        self.sync_generator()
-
-    def on_predict_epoch_start(self) -> None:
-        """As in validation."""
-        self.sync_generator()
-
-    def answer(self, batch: PromptBatch, wanted: Collection[tuple[int, int]] | None = None) -> list[Rollout]:
-        """This rank's share of an evaluation batch's responses; with `wanted`, only of those with these keys."""
-        assert self.policy is not None
-        return self.collector.sample(self.policy, self.tokenizer, batch, "evaluate", self.eval_temperature, wanted)[0]
-
-    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Sample and score the prompts of one evaluation batch."""
-        rollouts = self.answer(batch)
-        outcomes = self.collector.score(batch, rollouts)
-        threshold = self.datamodule.success_threshold
-        source = batch.prompts[0].source
-        total = {prompt.prompt_id: 0 for prompt in batch.prompts}
-        correct = dict(total)
-        for outcome in outcomes:
-            total[outcome.prompt_id] += 1
-            # A failed reward counts as wrong, also where training would drop the rollout (its reward is NaN then).
-            correct[outcome.prompt_id] += outcome.score.reward >= threshold
-        for k in self.pass_at_k:
-            # Outcomes are those of all ranks already, so the metric must not add the ranks up once more.
-            metric = self._pass_at_k_metrics.setdefault((source, k), PassAtK(k, sync_on_compute=False))
-            metric.update(torch.tensor(list(correct.values())), torch.tensor(list(total.values())))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log every pass@k as `val/{source}/pass@k` with its 95 % interval, and forget the counts."""
-        for (source, k), metric in self._pass_at_k_metrics.items():
-            values = metric.compute()
-            name = f"val/{source}/pass@{k}"
-            self.log(name, values["mean"], prog_bar=k == min(self.pass_at_k))
-            self.log_dict({f"{name}_low": values["low"], f"{name}_high": values["high"]})
-            metric.reset()
-        self.rest_generator()  # before any callback saves a checkpoint
-
-    def on_test_start(self) -> None:
-        """Look for responses of an evaluation like this one."""
-        assert self.policy is not None
-        settings = {
-            "model_name": self.model_name,
-            "weights": weights_digest(self.policy),
-            "precision": self.trainer.precision,
-            "generator": type(self.collector.generator).__name__,
-            "temperature": self.eval_temperature,
-            "max_response_length": self.sampling.max_response_length,
-            "seed": run_seed(),
-            "reward": describe(self.reward),
-        }
-        label = Path(self.model_name.removeprefix("embedded:")).name
-        threshold = self.datamodule.success_threshold
-        self.benchmark_run = BenchmarkRun(self.pass_at_k, self.evaluation, threshold, label, settings)
-
-    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Sample, score and keep the responses to one batch of a benchmark that are not there yet."""
-        missing = self.benchmark_run.missing(batch)
-        if missing:
-            rollouts = self.answer(batch, missing)
-            self.benchmark_run.add(batch, rollouts, self.collector.score(batch, rollouts))
-
-    def on_test_epoch_end(self) -> None:
-        """Log every number of every benchmark as `test/{source}/{metric}` with its 95 % interval."""
-        for source, result in self.benchmark_run.results().items():
-            for name, estimate in result.metrics.items():
-                metric = f"test/{source}/{name}"
-                self.log_dict({metric: estimate.value, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high})
-
-    def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """Responses of this rank's share with their rewards: a dictionary of plain values for each."""
-        rollouts = self.answer(batch)
-        scores = {outcome.key: outcome.score for outcome in self.collector.score(batch, rollouts)}
-        return [make_record(rollout, scores[rollout.key]) for rollout in rollouts]
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from update_case import SHUFFLED, learn, make_module, make_scored, score
 
-from dynamo_lightning.losses.advantages import GRPO, RLOO, DrGRPO, WReinforce, assign_advantages
+from dynamo_lightning.losses.advantages import GRPO, DrGRPO, WReinforce
 from dynamo_lightning.losses.cispo import CISPO
 from dynamo_lightning.losses.covariance import ClipCov, KLCov
 from dynamo_lightning.losses.entropy_advantages import EntropyAdvantages
@@ -13,66 +14,18 @@ from dynamo_lightning.losses.modulation import DynamoModulation
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.steer import Steer
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, UnclippedSurrogate
-from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.scoring import scoring_pass, token_keys
-from dynamo_lightning.types import Collected, Outcome, Rollout, Score
-from dynamo_lightning.update import accumulate_gradient
-from dynamo_lightning.update_config import UpdateConfig
-
-
-def assign(module, parts, outcomes, rollouts):
-    collected = Collected(tuple(parts), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
-    return assign_advantages(collected, module.loss.advantage)
-
-
-REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
-
-
-class FakeStrategy:
-    model = None
-
-
-class FakeTrainer:
-    strategy = FakeStrategy()
-
-
-def make_batch_of_tokens(module, make_prompt, make_batch, order=None):
-    """Rollouts of random tokens with the rewards above, in the given order."""
-
-    def tokens(low, high, *key):
-        generator = torch.Generator().manual_seed(sum((k + 1) * 1000**i for i, k in enumerate(key)))
-        length = int(torch.randint(low, high, (1,), generator=generator))
-        return tuple(torch.randint(3, 60, (length,), generator=generator).tolist())
-
-    prompts = [make_prompt(i, tokens(2, 9, i)) for i in range(len(REWARDS))]
-    batch = make_batch(prompts, [len(group) for group in REWARDS], iteration=3)
-    rollouts, outcomes = [], []
-    for prompt, group in zip(prompts, REWARDS, strict=True):
-        for index, reward in enumerate(group):
-            response = tokens(1, 12, prompt.prompt_id, index)
-            rollouts.append(Rollout(prompt, index, response, (0.0,) * len(response), "", False))
-            outcomes.append(Outcome(prompt.prompt_id, index, Score(reward, {}), len(response), False))
-    rollouts = [rollouts[i] for i in order] if order else rollouts
-    return assign(module, [batch], outcomes, rollouts)
 
 
 def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, dtype=torch.float64, **updates):
     """Of the second update: the policy has moved since it sampled, so that ratios are not 1."""
-    module = PolicyModule(tiny_policy, loss=loss, updates=UpdateConfig(num_epochs=2, **updates))
-    module.configure_model()
-    module.policy.to(dtype)
-    module.sampling.max_response_length = 12
-    module._trainer = FakeTrainer()
-    module.manual_backward = lambda loss: loss.backward()
-    batch = make_batch_of_tokens(module, make_prompt, make_batch, order)
-    experience = scoring_pass(module.policy, None, batch, module.loss, module.update_config, 1.0)
+    module = make_module(tiny_policy, loss, dtype, num_epochs=2, **updates)
+    experience = score(module, make_scored(module, make_prompt, make_batch, order))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for parameter in module.policy.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
-    metrics = accumulate_gradient(module, experience, torch.ones(len(REWARDS), dtype=torch.bool))
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.policy.parameters()]
-    return torch.cat([g.flatten() for g in gradients]), {**metrics, **experience.metrics}
+    found, metrics = learn(module, experience)
+    return found, {**metrics, **experience.metrics}
 
 
 def make_loss(**parts):
@@ -100,9 +53,7 @@ BASELINES = {
 def test_gradient_does_not_depend_on_micro_batches_and_order(tiny_policy, make_prompt, make_batch, name):
     fixtures = (tiny_policy, make_prompt, make_batch, BASELINES[name])
     whole, metrics = gradient(*fixtures)
-    cut, cut_metrics = gradient(
-        *fixtures, order=[5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6], max_tokens_per_micro_batch=24, max_logits_bytes=5000
-    )
+    cut, cut_metrics = gradient(*fixtures, order=SHUFFLED, max_tokens_per_micro_batch=24, max_logits_bytes=5000)
     assert whole.abs().max() > 0
     torch.testing.assert_close(cut, whole, atol=1e-10, rtol=1e-10)
     assert cut_metrics == pytest.approx(metrics, abs=1e-5)
@@ -137,21 +88,3 @@ def test_scope_micro_batch_depends_on_the_layout_as_the_papers_code_does(tiny_po
     cut, _ = gradient(tiny_policy, make_prompt, make_batch, loss, max_tokens_per_micro_batch=24)
     assert (cut - whole).norm() > 1e-3 * whole.norm()
     assert 1.0 < metrics["mod/beta_comp_mean"] < 1.4
-
-
-def test_token_keys_belong_to_the_token_and_not_to_its_place(tiny_policy, make_prompt, make_batch):
-    module = PolicyModule(tiny_policy, loss=make_loss(advantage=RLOO()))
-    batch = make_batch_of_tokens(module, make_prompt, make_batch)
-    shuffled = make_batch_of_tokens(module, make_prompt, make_batch, [5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6])
-
-    def by_rollout(batch):
-        lengths = [len(rollout.token_ids) for rollout in batch.rollouts]
-        keys = token_keys(batch, torch.device("cpu")).split(lengths)
-        return {rollout.key: part.tolist() for rollout, part in zip(batch.rollouts, keys, strict=True)}
-
-    assert by_rollout(batch) == by_rollout(shuffled)
-    keys = token_keys(batch, torch.device("cpu"))
-    assert keys.dtype == torch.int64 and int(keys.min()) >= 0 and len(keys.unique()) == len(keys)
-    assert token_keys(type(batch)(**{**vars(batch), "rollouts": ()}), torch.device("cpu")).shape == (0,)
-    later = type(batch)(**{**vars(batch), "iteration": batch.iteration + 1})
-    assert not torch.equal(token_keys(later, torch.device("cpu")), keys)
