@@ -6,8 +6,8 @@
 Runs a few iterations of `fit` with the given config (the quickstart's by default) and options, but random weights of
 the policy's architecture and made-up prompts of the longest length allowed: a random policy hardly ever ends a response
 before the length limit, so lengths are the largest, too. Rewards are tossed: every group has something to teach.
-Validation and checkpoints are left out. Peaks are this process's: on a GPU of tensors, on a CPU of resident memory, in
-which everything that Python imports counts (see `start`).
+Validation and checkpoints are left out. Peaks are those of the process that needs most: on a GPU of tensors, on a CPU
+of resident memory, in which everything that Python imports counts (see `start`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.profilers import Profiler
+
+from dynamo_lightning.distributed import gather_objects, rank
 
 PHASES = ("start", "sync", "generate", "reward", "score", "update")
 
@@ -102,7 +104,7 @@ def resolve(options: list[str]) -> dict[str, Any]:
 
 
 def measure(given: list[str], num_iterations: int) -> dict[str, Any]:
-    """Run the iterations."""
+    """Run the iterations; on every process, the largest peaks of all."""
     from dynamo_lightning.cli import main
 
     config = resolve(["fit", *given])
@@ -130,13 +132,14 @@ def measure(given: list[str], num_iterations: int) -> dict[str, Any]:
     assert cli is not None
     profiler: Any = cli.trainer.profiler
     module: Any = cli.model
+    everywhere = gather_objects([profiler.peaks])
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "world_size": cli.trainer.world_size,
         "num_parameters": sum(parameter.numel() for parameter in module.policy.parameters()),
         "phases": {
-            phase: {"peak_gib": peak, "seconds": profiler.seconds.get(phase, [])}
-            for phase, peak in profiler.peaks.items()
+            phase: {"peak_gib": max(peaks[phase] for peaks in everywhere), "seconds": profiler.seconds.get(phase, [])}
+            for phase in profiler.peaks
         },
     }
 
@@ -154,7 +157,10 @@ def main() -> None:
     sys.path.append(str(Path(__file__).parent))  # processes of rewards and of other ranks import this file by its name
     given = given if any(word in ("-c", "--config") for word in given) else ["--config", "quickstart.yaml", *given]
     record = measure(given, options.iterations)
-    print(f"{' '.join(given)}: {record['num_parameters'] / 1e6:.1f} M parameters here, {record['device']}")
+    if rank() != 0:
+        return
+    where = f"{record['device']}, processes: {record['world_size']}"
+    print(f"{' '.join(given)}: {record['num_parameters'] / 1e6:.1f} M parameters, {where}")
     print(f"{'phase':10}{'peak GiB':>10}{'seconds':>10}")
     for phase, entry in record["phases"].items():
         seconds = entry["seconds"][1:] or entry["seconds"]
