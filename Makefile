@@ -5,7 +5,7 @@ RUN := $(BIN)/python -m dynamo_lightning
 # Everything comes from constraints.txt, which pins the tested versions.
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart test test-all lint types bench policy vllm-cpu clean
+.PHONY: help quickstart test test-all test-gpu lint types bench policy vllm-cpu clean
 
 help: ## Say what each command does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test: $(VENV)/.installed ## Run the tests; those of a real vLLM engine too, afte
 
 test-all: $(VENV)/.installed ## Run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(VENV)/.installed ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.installed-lint ## Check style
 	$(BIN)/ruff check .

@@ -127,6 +127,7 @@ def measure(given: list[str], num_iterations: int) -> dict[str, Any]:
                 f"--trainer.limit_train_batches={num_iterations}", "--trainer.limit_val_batches=0",
                 "--trainer.num_sanity_val_steps=0", "--trainer.logger=false", "--trainer.enable_checkpointing=false",
                 "--trainer.enable_progress_bar=false", "--trainer.profiler=memory.PeakMemory",
+                f"--trainer.default_root_dir={folder}",
             ]
         )  # fmt: skip
     assert cli is not None

@@ -75,9 +75,9 @@ def finish(processes, timeout=120.0):
     return [process.exitcode for process in processes]
 
 
-def run(function, arguments, num_processes=1, folder="."):
+def run(function, arguments, num_processes=1, folder=".", timeout=120.0):
     """Run the processes to their end."""
-    codes = finish(start(function, arguments, num_processes, folder))
+    codes = finish(start(function, arguments, num_processes, folder), timeout)
     if any(codes):
         logs = "\n".join(open(os.path.join(folder, f"output-{rank}.txt")).read() for rank in range(num_processes))
         raise AssertionError(f"exit codes {codes}\n{logs[-6000:]}")

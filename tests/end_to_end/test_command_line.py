@@ -1,4 +1,3 @@
-import csv
 import json
 import subprocess
 import sys
@@ -6,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged import column
 
 from dynamo_lightning.cli import main
 
@@ -209,8 +209,7 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(config, summary):
     cli = run("fit", "--config", config, "--model.dynamic_sampling.max_rounds=3", "--data.prompts_per_batch=3")
     assert summary()["status"] == "finished"
     assert summary()["after"].keys() == summary()["before"].keys()
-    with open("runs/dynamo/version_0/metrics.csv") as file:
-        rounds = [float(row["dynamic_sampling/rounds"]) for row in csv.DictReader(file) if row["reward"]]
+    rounds = column("dynamo", "dynamic_sampling/rounds")
     assert max(rounds) > 1
     stream = cli.datamodule.state_dict()["stream"]
     assert stream["iteration"] == len(rounds) == 8

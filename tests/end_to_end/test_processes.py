@@ -1,6 +1,5 @@
 """The number of processes and the way the policy is spread over them change the speed, not the result."""
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from launcher import command_line, run
+from logged import column
 
 from dynamo_lightning.checkpoints import read_weights
 
@@ -39,12 +39,6 @@ def rest(checkpoint):
     """What a checkpoint has besides weights and optimizer."""
     path = Path(checkpoint)
     return torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
-
-
-def column(run, metric):
-    """The logged values of a metric."""
-    with open(f"runs/{run}/version_0/metrics.csv") as file:
-        return [float(row[metric]) for row in csv.DictReader(file) if row[metric]]
 
 
 def assert_close(checkpoint, other, tolerance=1e-5):
