@@ -57,7 +57,7 @@ def write_policy(folder: str, sizes: dict[str, int]) -> None:
 
 def rates(model: str, contender: str, num_responses: int) -> dict[int, float]:
     """Response tokens per second by group size, after a call that warms up."""
-    from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+    from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
     from dynamo_lightning.rollout.transformers import TransformersGenerator
     from dynamo_lightning.rollout.vllm_colocated import VLLMColocatedGenerator
     from dynamo_lightning.types import Prompt, RolloutRequest

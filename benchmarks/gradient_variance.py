@@ -61,7 +61,7 @@ from dynamo_lightning.allocation import (
     allocate_rollouts,
     best_variance_ratio,
 )
-from dynamo_lightning.data.prompts import PromptSource
+from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.distributed import derive_seed
 from dynamo_lightning.gradient_variance import (
@@ -74,13 +74,13 @@ from dynamo_lightning.gradient_variance import (
 from dynamo_lightning.losses.advantages import GRPO, RLOO
 from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.types import Prompt, Rollout, RolloutRequest
-from dynamo_lightning.update_config import UpdateConfig
+from dynamo_lightning.update.config import UpdateConfig
 
 MODEL = "embedded:arithmetic-qwen3"
 MAX_RESPONSE_LENGTH, PROMPTS_PER_BATCH, ROLLOUTS_PER_PROMPT = 20, 32, 8  # the quickstart's

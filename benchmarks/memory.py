@@ -81,7 +81,7 @@ def reset_peak() -> None:
 
 def write_prompts(path: Path, count: int, model_name: str, max_length: int) -> None:
     """Different prompts of almost the longest length allowed."""
-    from dynamo_lightning.policy import load_tokenizer
+    from dynamo_lightning.policy.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model_name)
     filler = " + 1" * max_length

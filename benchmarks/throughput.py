@@ -86,7 +86,7 @@ def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
     import lightning as L
 
     from dynamo_lightning.allocation import UniformRule
-    from dynamo_lightning.data.prompts import PromptSource
+    from dynamo_lightning.data.source import PromptSource
     from dynamo_lightning.datamodule import RolloutDataModule
     from dynamo_lightning.losses.advantages import GRPO
     from dynamo_lightning.losses.modulation import DynamoModulation
@@ -95,7 +95,7 @@ def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
     from dynamo_lightning.rewards.scorer import ScoringConfig
     from dynamo_lightning.rollout.generator import SamplingConfig
     from dynamo_lightning.rollout.transformers import TransformersGenerator
-    from dynamo_lightning.update_config import UpdateConfig
+    from dynamo_lightning.update.config import UpdateConfig
 
     class Clock(L.Callback):
         def __init__(self) -> None:
@@ -196,8 +196,9 @@ def trl_iterations(folder: str, share: float, batch_size: int) -> list[float]:
 def training_passes(folder: str, layout: str) -> list[float]:
     """Tokens per second of forward and backward passes over skewed lengths."""
     from dynamo_lightning.losses.token_statistics import TokenStatistics, chunked_loss
-    from dynamo_lightning.packing import make_micro_batch, pack
-    from dynamo_lightning.policy import PolicyConfig, head_inputs, load_policy
+    from dynamo_lightning.policy.loading import PolicyConfig, load_policy
+    from dynamo_lightning.policy.packing import make_micro_batch, pack
+    from dynamo_lightning.policy.reading import head_inputs
     from dynamo_lightning.types import Prompt, Rollout
 
     policy = load_policy(folder, PolicyConfig())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
-from dynamo_lightning.packing import balance
+from dynamo_lightning.policy.packing import balance
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
 from dynamo_lightning.rollout.ahead import RolloutsAhead
 from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts

@@ -18,10 +18,11 @@ from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
 from dynamo_lightning.allocation.records import Estimate
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
 from dynamo_lightning.allocation.statistics import PromptStatistics
-from dynamo_lightning.data.prompts import PromptSource, load_prompts
+from dynamo_lightning.data.prompts import load_prompts
+from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.data.stream import EvaluationStream, PromptStream
 from dynamo_lightning.distributed import run_seed
-from dynamo_lightning.policy import load_tokenizer
+from dynamo_lightning.policy.loading import load_tokenizer
 from dynamo_lightning.types import Outcome, Prompt, PromptBatch
 
 if TYPE_CHECKING:

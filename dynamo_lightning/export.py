@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from dynamo_lightning.checkpoints import read_weights, shapes_of
-from dynamo_lightning.lora import merged_parameters
-from dynamo_lightning.policy import load_policy
+from dynamo_lightning.policy.loading import load_policy
+from dynamo_lightning.policy.lora import merged_parameters
 
 if TYPE_CHECKING:
     from dynamo_lightning.module import PolicyModule

@@ -30,10 +30,10 @@ from torch.nn import functional
 
 from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
-from dynamo_lightning.packing import make_micro_batch, micro_batches
-from dynamo_lightning.policy import head_inputs, vocabulary_head
+from dynamo_lightning.policy.packing import make_micro_batch, micro_batches
+from dynamo_lightning.policy.reading import head_inputs, vocabulary_head
 from dynamo_lightning.types import Rollout
-from dynamo_lightning.update_config import UpdateConfig
+from dynamo_lightning.update.config import UpdateConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

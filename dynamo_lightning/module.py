@@ -27,10 +27,12 @@ from dynamo_lightning.checkpoints import check_shapes, shapes_of
 from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
-from dynamo_lightning.lora import without_adapters
 from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.policy import PolicyConfig, check_packing, load_policy, load_tokenizer
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.lora import without_adapters
+from dynamo_lightning.policy.reading import check_packing
+from dynamo_lightning.policy.sharding import shard_policy
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
@@ -38,12 +40,11 @@ from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.offload import OptimizerOffload
 from dynamo_lightning.rollout.transformers import TransformersGenerator
-from dynamo_lightning.scoring import scoring_pass
-from dynamo_lightning.sharding import shard_policy
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
-from dynamo_lightning.update import PolicyHolder, update_policy
-from dynamo_lightning.update_config import UpdateConfig
+from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.scoring import scoring_pass
+from dynamo_lightning.update.steps import PolicyHolder, update_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,7 +3,7 @@ import torch
 
 from dynamo_lightning.allocation.estimators import BetaPosterior
 from dynamo_lightning.allocation.rules import UniformRule
-from dynamo_lightning.data.prompts import PromptSource
+from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.types import Outcome, Score
 

@@ -9,7 +9,7 @@ from update_case import learn, make_module, make_scored, score
 
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import chunked_loss, statistics_from_logits
-from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
 from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.types import Prompt

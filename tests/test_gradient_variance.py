@@ -20,8 +20,8 @@ from dynamo_lightning.gradient_variance import (
     project_head_scores,
 )
 from dynamo_lightning.losses.advantages import RLOO
-from dynamo_lightning.policy import PolicyConfig, load_policy
-from dynamo_lightning.update_config import UpdateConfig
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
+from dynamo_lightning.update.config import UpdateConfig
 
 # A prompt with four possible responses: their probabilities, rewards and scores, so that the mean score is 0.
 PROBABILITIES = np.array([0.4, 0.3, 0.2, 0.1])
@@ -202,8 +202,8 @@ def test_head_scores_do_not_depend_on_micro_batches(policy, rollouts):
 
 
 def test_a_head_score_is_the_sum_over_its_rollout_s_tokens(policy, rollouts):
-    from dynamo_lightning.packing import make_micro_batch
-    from dynamo_lightning.policy import head_inputs
+    from dynamo_lightning.policy.packing import make_micro_batch
+    from dynamo_lightning.policy.reading import head_inputs
 
     scores = head_scores(policy, rollouts, rollouts[0], UpdateConfig(), temperature=1.0, num_projections=6, seed=3)
     weight = policy.get_output_embeddings().weight.detach()

@@ -116,8 +116,9 @@ def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[fl
     r"""Probability that a response is `\boxed{answer}`, read off the policy at temperature 1, `[num_problems]`."""
     import torch
 
-    from dynamo_lightning.packing import make_micro_batch, pack, response_offsets
-    from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer, response_statistics
+    from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+    from dynamo_lightning.policy.packing import make_micro_batch, pack, response_offsets
+    from dynamo_lightning.policy.reading import response_statistics
     from dynamo_lightning.types import Prompt, Rollout
 
     policy, tokenizer = load_policy(model_name, PolicyConfig()).eval(), load_tokenizer(model_name)

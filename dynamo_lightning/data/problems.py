@@ -7,18 +7,13 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynamo_lightning.data.rows import Row, column_names, get_column
+from dynamo_lightning.data.source import BOXED, PromptSource
 from dynamo_lightning.rewards.math import last_boxed
 
-if TYPE_CHECKING:
-    from dynamo_lightning.data.prompts import PromptSource
-
 Messages = list[dict[str, Any]]
-
-BOXED = "boxed"
-"""The `answer_pattern` that stands for the last complete `\\boxed{…}`: no regular expression matches its braces."""
 
 
 @dataclass

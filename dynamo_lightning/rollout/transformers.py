@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks, world_size
-from dynamo_lightning.policy import eos_token_ids
+from dynamo_lightning.policy.loading import eos_token_ids
+from dynamo_lightning.policy.sharding import unwrapped
 from dynamo_lightning.rollout.generator import Generator
-from dynamo_lightning.sharding import unwrapped
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:

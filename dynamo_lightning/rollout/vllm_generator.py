@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import stop_together
-from dynamo_lightning.policy import eos_token_ids
+from dynamo_lightning.policy.loading import eos_token_ids
 from dynamo_lightning.rollout.generator import Generator
 from dynamo_lightning.rollout.vllm_http import ServerDown
 from dynamo_lightning.rollout.vllm_weights import (

@@ -67,7 +67,7 @@ def write_padded(model_name: str, output_dir: str, head_dim: int = 32) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+    from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 
     policy = load_policy(model_name, PolicyConfig())
     config: Any = policy.config

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from dynamo_lightning.lora import merged_parameters
+from dynamo_lightning.policy.lora import merged_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,7 @@ from dynamo_lightning.data.arithmetic import (
     write_task,
 )
 from dynamo_lightning.embedded import local_path
-from dynamo_lightning.policy import PolicyConfig, load_policy
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rewards import MathReward
 
 MODEL = "embedded:arithmetic-qwen3"

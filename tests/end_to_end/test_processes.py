@@ -151,7 +151,7 @@ def save_shards(model_name, folder):
     """Write what FSDP2 would."""
     from torch.distributed.checkpoint import save
 
-    from dynamo_lightning.policy import PolicyConfig, load_policy
+    from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 
     weights = {f"policy.{k}": v for k, v in load_policy(model_name, PolicyConfig()).state_dict().items()}
     save({"state_dict": weights}, checkpoint_id=folder, no_dist=True)

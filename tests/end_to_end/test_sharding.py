@@ -4,8 +4,8 @@ import pytest
 import torch
 from launcher import run
 
-from dynamo_lightning.packing import make_micro_batch
-from dynamo_lightning.policy import response_loss
+from dynamo_lightning.policy.packing import make_micro_batch
+from dynamo_lightning.policy.reading import response_loss
 from dynamo_lightning.types import Prompt, Rollout
 
 ARCHITECTURES = ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma")
@@ -41,7 +41,7 @@ def compare(strategy):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    from dynamo_lightning.sharding import clip_gradient, shard_policy
+    from dynamo_lightning.policy.sharding import clip_gradient, shard_policy
     from dynamo_lightning.strategies import FSDP2Strategy
 
     dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=2)

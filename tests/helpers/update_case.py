@@ -7,10 +7,10 @@ import torch
 from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.scoring import scoring_pass
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
-from dynamo_lightning.update import accumulate_gradient
-from dynamo_lightning.update_config import UpdateConfig
+from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.scoring import scoring_pass
+from dynamo_lightning.update.steps import accumulate_gradient
 
 REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
 SHUFFLED = [5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6]

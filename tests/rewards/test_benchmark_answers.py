@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from dynamo_lightning.data.problems import merge_rows
-from dynamo_lightning.data.prompts import PromptSource
 from dynamo_lightning.data.rows import read_rows
+from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.rewards import MathReward
 from dynamo_lightning.rewards.math import _parse_answer, spell
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
 from dynamo_lightning.rollout.transformers import TransformersGenerator, gumbel_noise
 from dynamo_lightning.types import Prompt

@@ -9,10 +9,10 @@ from lightning import Trainer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynamo_lightning.callbacks import IterationCheckpoint
-from dynamo_lightning.data.prompts import PromptSource
+from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.policy import PolicyConfig, load_policy
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rewards import FunctionReward
 from dynamo_lightning.rewards.scorer import ScoringConfig
 from dynamo_lightning.rollout import vllm_colocated

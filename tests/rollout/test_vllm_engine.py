@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dynamo_lightning.data.arithmetic import write_architecture
-from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
 from dynamo_lightning.rollout.vllm_colocated import VLLMColocatedGenerator
 from dynamo_lightning.rollout.vllm_http import ServerDown, call, retry

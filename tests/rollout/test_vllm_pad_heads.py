@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dynamo_lightning.policy import PolicyConfig, load_policy
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rollout.vllm_pad_heads import write_padded
 
 

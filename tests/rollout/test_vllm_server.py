@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout import vllm_http
 from dynamo_lightning.rollout.vllm_http import ServerRefused
 from dynamo_lightning.rollout.vllm_server import VLLMServerGenerator

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from dynamo_lightning.policy import PolicyConfig, load_policy
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rollout.vllm_generator import Completion, TokenFilter, check_completions
 from dynamo_lightning.rollout.vllm_weights import (
     cast_weights,
@@ -133,7 +133,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from dynamo_lightning.policy import PolicyConfig, decoder_layers, load_policy
+from dynamo_lightning.policy.loading import PolicyConfig, decoder_layers, load_policy
 from dynamo_lightning.rollout.vllm_weights import cast_weights, checksum, fingerprint, sequence_logprobs
 
 dist.init_process_group("gloo")

@@ -20,12 +20,12 @@ from dynamo_lightning.distributed import sum_over_ranks, world_size
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import token_weights
-from dynamo_lightning.packing import MicroBatch, micro_batches
-from dynamo_lightning.policy import response_loss
+from dynamo_lightning.policy.packing import MicroBatch, micro_batches
+from dynamo_lightning.policy.reading import response_loss
+from dynamo_lightning.policy.sharding import clip_gradient, gradient_sync
 from dynamo_lightning.rollout.generator import SamplingConfig
-from dynamo_lightning.scoring import Experience, check_finite, learnt_from
-from dynamo_lightning.sharding import clip_gradient, gradient_sync
-from dynamo_lightning.update_config import UpdateConfig
+from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.scoring import Experience, check_finite, learnt_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from dynamo_lightning.policy import decoder_layers
+from dynamo_lightning.policy.loading import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

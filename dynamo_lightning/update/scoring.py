@@ -21,10 +21,10 @@ from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_met
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
-from dynamo_lightning.packing import micro_batches
-from dynamo_lightning.policy import response_statistics
+from dynamo_lightning.policy.packing import micro_batches
+from dynamo_lightning.policy.reading import response_statistics
 from dynamo_lightning.types import RolloutBatch
-from dynamo_lightning.update_config import UpdateConfig
+from dynamo_lightning.update.config import UpdateConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,7 +11,7 @@ from dynamo_lightning.losses.cispo import CISPO
 from dynamo_lightning.losses.gspo import GSPO
 from dynamo_lightning.losses.modulation import DynamoModulation
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.scoring import all_statistics, check_finite, token_keys
+from dynamo_lightning.update.scoring import all_statistics, check_finite, token_keys
 
 
 def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts(tiny_policy, make_prompt, make_batch):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks
-from dynamo_lightning.packed_attention import SequenceBuckets, bucket_sequences
+from dynamo_lightning.policy.packed_attention import SequenceBuckets, bucket_sequences
 from dynamo_lightning.types import Rollout
 
 

@@ -6,7 +6,7 @@ from update_case import REWARDS, SHUFFLED, assign, flat_gradient, learn, make_mo
 
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.update import split_prompts
+from dynamo_lightning.update.steps import split_prompts
 
 
 def gradient(module, make_prompt, make_batch, rewards=REWARDS, chosen=None, order=None):

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from dynamo_lightning.packing import make_micro_batch
-from dynamo_lightning.policy import PolicyConfig, load_policy, load_tokenizer, response_loss
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.packing import make_micro_batch
+from dynamo_lightning.policy.reading import response_loss
 from dynamo_lightning.types import Prompt, Rollout
 
 

@@ -1,0 +1,96 @@
+"""What a data set is and how prompts are made of it: the options under `data.train`, `data.val` and the like."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynamo_lightning.data.rows import LOCAL_SUFFIXES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BOXED = "boxed"
+"""The `answer_pattern` that stands for the last complete `\\boxed{…}`: no regular expression matches its braces."""
+
+
+@dataclass
+class PromptSource:
+    """A data set and how to make prompts of it."""
+
+    path: str
+    """Hub id, local `.jsonl`, `.json`, `.csv` or `.parquet` file, or `embedded:` and a file inside the package."""
+    name: str | None = None
+    """Name in metrics and part of every prompt's id; null takes the file's stem or the last part of the hub id."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set; may be a slice such as `train[:1000]`."""
+    prompt_column: str = "prompt"
+    """Column with the problem: a string, or a list of chat messages; dots lead into nested columns."""
+    answer_column: str = "answer"
+    """Column with the reference answer; dots lead into nested columns, as in `reward_model.ground_truth`."""
+    prompt_pattern: str | None = None
+    """Regular expression whose first group is the problem within its column, for data sets that wrap it in
+    instructions; null takes all of it."""
+    answer_pattern: str | None = None
+    """Regular expression whose first group, where it matches last, is the answer within its column, as `#### (.+)` in
+    GSM8K; `boxed` is the last `\\boxed{…}`, as in MATH's solutions; null takes all of it."""
+    conflicting_answers: Literal["refuse", "drop"] = "refuse"
+    """What to do with a prompt that several rows answer differently: refuse the data set, or leave the prompt out and
+    count it."""
+    template: str | None = None
+    """Text around the problem, with `{prompt}` in its place and, if wanted, `{system_prompt}`; other braces stand for
+    themselves. Or the name of one: `plain`, `qwen2.5-math`, `qwen3`, `qwen3-no-thinking`, `llama3`. Null takes
+    `data.template`, and if that is null, too, the tokenizer's chat template. Only with a text does the tokenizer add
+    special tokens, such as the beginning of sequence: a chat template has its own."""
+    system_prompt: str | None = None
+    """System message put before the problem; it replaces one that the row has."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the chat template, such as `enable_thinking: false`."""
+    max_prompts: int | None = None
+    """Take only the first so many different prompts (before prompts that are too long are left out)."""
+
+    @property
+    def label(self) -> str:
+        """`name`, or what stands for it."""
+        file = Path(self.path)
+        return self.name or (file.stem if file.suffix in LOCAL_SUFFIXES else file.name)
+
+
+def check_settings(source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> None:
+    """Raise a ValueError if settings contradict each other or the tokenizer."""
+    if source.max_prompts is not None and source.max_prompts < 1:
+        raise ValueError(f"{option}.max_prompts={source.max_prompts} must be at least 1, or null for all")
+    for name, pattern in (("prompt_pattern", source.prompt_pattern), ("answer_pattern", source.answer_pattern)):
+        if pattern is not None and (name, pattern) != ("answer_pattern", BOXED):
+            _check_pattern(pattern, f"{option}.{name}={pattern!r}")
+    if source.template is None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                f"{option}.template is null, which takes the tokenizer's chat template, but {tokenizer.name_or_path!r} "
+                "has none: give a text with {prompt} in it"
+            )
+        fixed = {"conversation", "tokenize", "add_generation_prompt"} & source.chat_template_kwargs.keys()
+        if fixed:
+            raise ValueError(f"{option}.chat_template_kwargs may not set {', '.join(sorted(fixed))}")
+        return
+    if (source.system_prompt is None) == ("{system_prompt}" in source.template):
+        raise ValueError(
+            f"{option}.template={source.template!r} and {option}.system_prompt={source.system_prompt!r}: "
+            "give a system prompt and its place {system_prompt}, or neither"
+        )
+    if source.chat_template_kwargs:
+        raise ValueError(f"{option}.chat_template_kwargs={source.chat_template_kwargs} needs {option}.template: null")
+
+
+def _check_pattern(pattern: str, option: str) -> None:
+    """Raise a ValueError if a pattern is no regular expression with a group."""
+    try:
+        num_groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{option} is no regular expression: {error}") from None
+    if not num_groups:
+        raise ValueError(f"{option} has no group: put what to take in parentheses")

@@ -1,0 +1,1 @@
+"""The policy: loaded, laid out in micro-batches, read, given adapters and spread over processes."""

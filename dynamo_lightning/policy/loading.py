@@ -1,0 +1,137 @@
+"""Loading a Hugging Face causal language model and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from dynamo_lightning.embedded import local_path
+from dynamo_lightning.policy import packed_attention
+from dynamo_lightning.policy.lora import LoraConfig, add_adapters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class PolicyConfig:
+    """How the policy is loaded."""
+
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` takes only the architecture and the tokenizer from `model_name` and draws the weights from the seed."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Type of the weights; `auto` takes the checkpoint's. Mixed precision is `trainer.precision`, over float32."""
+    attn_implementation: str | None = None
+    """Attention kernel: `sdpa`, `flash_attention_2`, `flex_attention`, `eager`; `null` lets transformers choose. `sdpa`
+    computes nothing between the sequences of a packed row."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of the weights; `null` trains the weights."""
+    compile: bool = False
+    """Compile the decoder layers with `torch.compile` for scoring and updates; the first iteration waits for it."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+
+def resolve_model_name(model_name: str) -> str:
+    """Path or hub id of a model, with `embedded:` names resolved.
+
+    Raises:
+        FileNotFoundError: If the name is a path, but there is no such folder.
+    """
+    path = local_path(model_name)
+    looks_local = path != model_name or path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise FileNotFoundError(f"model.model_name: there is no folder {path}")
+    return str(Path(path).expanduser()) if looks_local else path
+
+
+def load_tokenizer(model_name: str, config: PolicyConfig | None = None) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer.
+
+    Args:
+        model_name: Path or hub id of the model.
+        config: Its revision, and whether its code may run; `PolicyConfig()` by default.
+
+    Raises:
+        ValueError: If it has no end-of-sequence token, or neither a pad token nor one to stand in for it.
+    """
+    from transformers import AutoTokenizer
+
+    path, config = resolve_model_name(model_name), config or PolicyConfig()
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, trust_remote_code=config.trust_remote_code, **({"revision": config.revision} if config.revision else {})
+    )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {model_name} has no end-of-sequence token: responses could never end")
+    if tokenizer.pad_token_id is None:
+        # Padding is masked wherever it occurs, so any token serves; the end-of-sequence token is the usual stand-in.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
+    """Load a causal language model on the CPU, ready for training.
+
+    Raises:
+        ValueError: If the attention kernel is unknown or not installed, or the layers to compile cannot be found.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path, trust = resolve_model_name(model_name), config.trust_remote_code
+    architecture = AutoConfig.from_pretrained(
+        path, trust_remote_code=trust, **({"revision": config.revision} if config.revision else {})
+    )
+    options: dict[str, Any] = {"trust_remote_code": trust, "dtype": architecture.dtype}
+    if config.dtype != "auto":
+        options["dtype"] = getattr(torch, config.dtype)
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
+    try:
+        if config.init == "random":
+            policy = AutoModelForCausalLM.from_config(architecture, **options)
+        else:
+            if config.revision is not None:
+                options["revision"] = config.revision
+            policy = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (ValueError, ImportError) as error:
+        if config.attn_implementation is None or "attention" not in str(error).lower():
+            raise
+        raise ValueError(f"model.policy.attn_implementation={config.attn_implementation!r}: {error}") from error
+    if policy.config._attn_implementation == "sdpa":
+        packed_attention.register()
+        policy.set_attn_implementation(packed_attention.NAME)
+    if config.lora is not None:
+        add_adapters(policy, config.lora)
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for layer in decoder_layers(policy):
+            layer.compile(dynamic=True)
+    return policy.train()
+
+
+def decoder_layers(policy: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks of a causal language model.
+
+    Raises:
+        ValueError: If they are not where transformers' language models have them.
+    """
+    layers = getattr(policy.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(f"{type(policy).__name__} has no list of decoder layers: it cannot be compiled or sharded")
+    return layers
+
+
+def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's and all of the generation config's, sorted."""
+    configured = policy.generation_config.eos_token_id if policy.generation_config is not None else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None}))
