@@ -114,7 +114,7 @@ def measure(given: list[str], num_iterations: int) -> dict[str, Any]:
         write_prompts(path, num_prompts, config["model"]["model_name"], config["data"]["max_prompt_length"])
         source = {
             "path": str(path), "prompt_column": "prompt", "answer_column": "answer", "template": "{prompt}",
-            "split": "train", "subset": None, "name": None,
+            "split": "train", "subset": None, "name": None, "prompt_pattern": None, "answer_pattern": None,
         }  # fmt: skip
         reward = {
             "class_path": "dynamo_lightning.rewards.FunctionReward",

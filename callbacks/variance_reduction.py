@@ -106,7 +106,7 @@ class VarianceReductionMonitor(Callback):
     in a measurement, with equally many forward passes, and log the same.
 
     Args:
-        success_threshold: A rollout with at least this reward is a success; the data module's own threshold.
+        success_threshold: A rollout with at least this reward is a success; `null` takes `data.success_threshold`.
         measure_every: RL iterations from one measurement to the next; 0 never measures.
         num_measured_prompts: Prompts in a measurement, at most.
         num_projections: Random directions; more make a measurement less noisy.
@@ -118,7 +118,7 @@ class VarianceReductionMonitor(Callback):
 
     def __init__(
         self,
-        success_threshold: float = 0.5,
+        success_threshold: float | None = None,
         measure_every: int = 0,
         num_measured_prompts: int = 16,
         num_projections: int = 64,
@@ -139,12 +139,15 @@ class VarianceReductionMonitor(Callback):
         self._measurements: deque[tuple[float, float]] = deque(maxlen=num_pooled)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot be measured.
+        """Take over the data module's threshold; refuse what cannot be measured.
 
         Raises:
             ValueError: If there is a pilot: its prompts have two groups each, which the formula does not know.
         """
-        pilot = getattr(trainer.datamodule, "pilot", 0)  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self.success_threshold is None:
+            self.success_threshold = getattr(data, "success_threshold", 0.5)
+        pilot = getattr(data, "pilot", 0)
         if self.measure_every and pilot:
             raise ValueError(
                 f"VarianceReductionMonitor.measure_every={self.measure_every} measures one group for each prompt, but "
@@ -156,6 +159,7 @@ class VarianceReductionMonitor(Callback):
     ) -> None:
         """Log the iteration's ratios."""
         record: IterationRecord = outputs["record"]
+        assert self.success_threshold is not None
         ratios = variance_ratios(record, self.success_threshold)
         if self.measure_every:
             start = time.perf_counter()

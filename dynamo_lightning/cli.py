@@ -138,7 +138,7 @@ class DynamoCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The three links, and our defaults of Lightning's options."""
+        """The links, and our defaults of Lightning's options."""
         parser.add_argument(
             "--optimizer",
             type=OptimizerCallable,
@@ -163,6 +163,8 @@ class DynamoCLI(LightningCLI):
         parser.link_arguments("optimizer", "model.optimizer")
         parser.link_arguments("lr_scheduler", "model.lr_scheduler")
         parser.link_arguments("model.model_name", "data.tokenizer_name")
+        parser.link_arguments("model.policy.revision", "data.tokenizer_revision")
+        parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
         parser.set_defaults(
             {
                 "trainer.logger": [
@@ -185,6 +187,11 @@ class DynamoCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """As Lightning's, after a look at the checkpoint."""
         ckpt_path = self.config[subcommand].get("ckpt_path")
+        if ckpt_path in ("last", "best"):
+            raise ValueError(
+                f"ckpt_path={ckpt_path} would be looked for in the new log folder of this command: give the file, such "
+                f"as runs/{self.config[subcommand].name}/version_0/checkpoints/last.ckpt"
+            )
         if ckpt_path is not None and subcommand != "export":
             check_strategy(ckpt_path, self.trainer.strategy)
         super()._run_subcommand(subcommand)

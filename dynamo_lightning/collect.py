@@ -30,6 +30,7 @@ class RolloutCollector:
         scorer: What computes their rewards.
         sampling: How responses are sampled.
         dynamic_sampling: When to sample further prompts; `None` takes each batch as it is.
+        passes: What a rollout costs later, see `passes_per_rollout`, by which ranks share the rollouts out.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class RolloutCollector:
         scorer: RewardScorer,
         sampling: SamplingConfig,
         dynamic_sampling: DynamicSamplingConfig | None = None,
+        passes: tuple[int, int] = (4, 1),
     ) -> None:
         self.generator = generator
         self.scorer = scorer
         self.sampling = sampling
         self.dynamic_sampling = dynamic_sampling
+        self.passes = passes
         self.ahead = RolloutsAhead(generator, sampling)
 
     def collect(
@@ -96,7 +99,7 @@ class RolloutCollector:
             rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
             outcomes = [outcome for outcome in outcomes if outcome.prompt_id in kept]
         kept_outcomes = self.without_dropped(outcomes)
-        own = spread_over_ranks(rollouts, kept_outcomes)
+        own = spread_over_ranks(rollouts, kept_outcomes, self.passes)
         return Collected(tuple(parts), tuple(own), kept_outcomes, spare, num_tokens, metrics)
 
     def sample(
@@ -160,15 +163,18 @@ class RolloutCollector:
         return kept
 
 
-def spread_over_ranks(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome]) -> list[Rollout]:
+def spread_over_ranks(
+    rollouts: Sequence[Rollout], outcomes: Sequence[Outcome], passes: tuple[int, int]
+) -> list[Rollout]:
     """Exchange rollouts between ranks, so that all have about as much to compute.
 
-    A rollout costs its tokens: once in the scoring pass, and three times as much (forward and backward) in the update,
-    unless its group's rewards are all equal. What is learnt does not depend on who has which.
+    What is learnt does not depend on who has which.
 
     Args:
         rollouts: Sampled on this rank.
         outcomes: Of all ranks.
+        passes: How often the tokens of a rollout are passed through the policy: if its group's rewards differ, and if
+            they are all equal.
 
     Returns:
         This rank's share of the rollouts of all ranks.
@@ -181,7 +187,7 @@ def spread_over_ranks(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome]) 
         rewards.setdefault(outcome.prompt_id, set()).add(outcome.score.reward)
     costs = [
         (len(rollout.prompt.token_ids) + len(rollout.token_ids))
-        * (4 if len(rewards.get(rollout.prompt.prompt_id, ())) > 1 else 1)
+        * passes[0 if len(rewards.get(rollout.prompt.prompt_id, ())) > 1 else 1]
         for rollout in everything
     ]
     return [everything[i] for i in balance(costs, world_size())[rank()]]

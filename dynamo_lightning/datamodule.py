@@ -22,7 +22,7 @@ from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.data.stream import EvaluationStream, PromptStream
 from dynamo_lightning.distributed import run_seed
-from dynamo_lightning.policy.loading import load_tokenizer
+from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
 from dynamo_lightning.types import Outcome, Prompt, PromptBatch
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class RolloutDataModule(L.LightningDataModule):
         template: Template of every data set that has neither template nor system prompt nor chat template arguments of
             its own: a text with `{prompt}` in it, or a name such as `qwen2.5-math`; `null` is the tokenizer's own.
         tokenizer_name: Path or hub id of the tokenizer; the command line sets it to `model.model_name`.
+        tokenizer_revision: Branch, tag or commit on the hub; the command line sets it to `model.policy.revision`.
+        trust_remote_code: Run tokenizer code that comes with it; the command line sets it to the policy's option.
         max_prompt_length: Longer prompts are left out, tokens; their number is reported.
         prompts_per_batch: Prompts of one RL iteration.
         rollouts_per_prompt: Mean group size; the budget of a batch is this times its number of prompts, exactly.
@@ -66,6 +68,8 @@ class RolloutDataModule(L.LightningDataModule):
         predict: list[PromptSource] | None = None,
         template: str | None = None,
         tokenizer_name: str = "embedded:arithmetic-qwen3",
+        tokenizer_revision: str | None = None,
+        trust_remote_code: bool = False,
         max_prompt_length: int = 1024,
         prompts_per_batch: int = 64,
         rollouts_per_prompt: int = 16,
@@ -99,6 +103,7 @@ class RolloutDataModule(L.LightningDataModule):
         }
         self.template = template
         self.tokenizer_name = tokenizer_name
+        self.tokenizer_config = PolicyConfig(revision=tokenizer_revision, trust_remote_code=trust_remote_code)
         self.max_prompt_length = max_prompt_length
         self.prompts_per_batch = prompts_per_batch
         self.rollouts_per_prompt = rollouts_per_prompt
@@ -134,10 +139,12 @@ class RolloutDataModule(L.LightningDataModule):
             labels = [source.label for source in self.sources[group]]
             if len(set(labels)) < len(labels):
                 raise ValueError(f"data.{group}: two data sets have one name, {labels}: tell them apart by `name`")
-            tokenizer = load_tokenizer(self.tokenizer_name) if self.sources[group] else None
+            if not self.sources[group]:
+                self._prompts[group] = []
+                continue
+            tokenizer = load_tokenizer(self.tokenizer_name, self.tokenizer_config)
             loaded = []
             for index, source in enumerate(self.sources[group]):
-                assert tokenizer is not None
                 option = f"data.{group}" if group == "train" else f"data.{group}[{index}]"
                 loaded.append(self._load(source, tokenizer, option))
             self._prompts[group] = loaded
@@ -154,6 +161,10 @@ class RolloutDataModule(L.LightningDataModule):
             f"data.max_prompt_length={self.max_prompt_length} tokens left out)"
         )
         return list(loaded.prompts)
+
+    def longest_training_prompt(self) -> int:
+        """Tokens of the longest prompt to train on."""
+        return max(len(prompt.token_ids) for prompts in self._prompts["train"] for prompt in prompts)
 
     def check_answers(self, check: Any) -> None:
         """Call `check` on every reference answer that is loaded, so that a bad one is found before any training.

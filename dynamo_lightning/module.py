@@ -19,6 +19,7 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Size
 
@@ -43,13 +44,24 @@ from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
 from dynamo_lightning.update.config import UpdateConfig
-from dynamo_lightning.update.scoring import scoring_pass
+from dynamo_lightning.update.scoring import passes_per_rollout, scoring_pass
 from dynamo_lightning.update.steps import PolicyHolder, update_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 strategies.register()
+
+
+class CloseOnException(L.Callback):
+    """Closes what `teardown` closes, which Lightning leaves out when a run ends by an exception, Ctrl-C or SIGTERM."""
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """No reward process, engine or handed-over weights are left behind."""
+        try:
+            pl_module.teardown(stage="")
+        except Exception as error:  # what stopped the run is the one to be seen
+            rank_zero_warn(f"not everything could be closed: {error}")
 
 
 class PolicyModule(EvaluationLoops, PolicyHolder):
@@ -114,7 +126,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.sampling = sampling
         self.reward = reward
         scorer = RewardScorer(reward, scoring, sampling.max_response_length)
-        self.collector = RolloutCollector(generator, scorer, sampling, dynamic_sampling)
+        passes = passes_per_rollout(loss, updates, generator.separate_engine)
+        self.collector = RolloutCollector(generator, scorer, sampling, dynamic_sampling, passes)
         self.optimizer_offload = OptimizerOffload()
         self.loss = loss
         self.update_config = updates
@@ -130,7 +143,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
     # --- set-up -------------------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Adds none; called before Lightning's own checks, so that an error can name our options."""
+        """Called before Lightning's own checks, so that an error can name our options."""
         for flag, default, instead in (
             ("gradient_clip_val", None, "model.gradient_clip_val"),
             ("accumulate_grad_batches", 1, "model.updates.max_tokens_per_micro_batch"),
@@ -138,7 +151,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             value = getattr(self.trainer, flag)
             if value != default:
                 raise ValueError(f"trainer.{flag}={value} does not apply to a policy update: use {instead}")
-        return []
+        return [CloseOnException()]
 
     def configure_model(self) -> None:
         """Load the policy, once, and spread it over the processes; with a KL term also the frozen reference."""
@@ -177,6 +190,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
                 f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
             )
+        if stage == "fit":
+            self.check_fit_options()
         self.collector.scorer.start()
         self.datamodule.check_answers(self.reward.check_answer)
         num_samples = self.datamodule.eval_rollouts_per_prompt
@@ -190,6 +205,26 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                     f"data.eval_rollouts_per_prompt is {num_samples}"
                 )
 
+    def check_fit_options(self) -> None:
+        """Find out before anything is sampled what would stop the run later, or what two parts disagree about.
+
+        Raises:
+            ValueError: Names the options.
+        """
+        longest = self.datamodule.longest_training_prompt() + self.sampling.max_response_length
+        if longest > self.update_config.max_tokens_per_micro_batch:
+            raise ValueError(
+                f"the longest prompt and a response of model.sampling.max_response_length="
+                f"{self.sampling.max_response_length} have {longest} tokens together, but "
+                f"model.updates.max_tokens_per_micro_batch is {self.update_config.max_tokens_per_micro_batch}: raise it"
+            )
+        threshold = getattr(self.loss.advantage, "success_threshold", self.datamodule.success_threshold)
+        if threshold != self.datamodule.success_threshold:
+            raise ValueError(
+                f"model.loss.advantage takes rewards from {threshold} on as right, data.success_threshold="
+                f"{self.datamodule.success_threshold}: set both to the same"
+            )
+
     def on_fit_start(self) -> None:
         """Put the reference policy where the policy is."""
         for reference in self._reference:
@@ -198,7 +233,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
     def on_train_start(self) -> None:
         """Check that the attention kernel keeps packed sequences apart."""
         assert self.policy is not None
-        check_packing(self.policy)
+        with self.trainer.precision_plugin.forward_context():
+            check_packing(self.policy)
 
     def teardown(self, stage: str) -> None:
         """End the reward processes and what samples the responses."""

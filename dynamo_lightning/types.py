@@ -89,11 +89,6 @@ class PromptBatch:
             first_sample_index,
         )
 
-    @property
-    def rollout_budget(self) -> int:
-        """Rollouts of the whole batch."""
-        return sum(self.group_sizes)
-
 
 @dataclass(frozen=True)
 class RolloutRequest:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dynamo_lightning.data.templates import resolve_template
 from dynamo_lightning.distributed import run_seed
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Demonstrations:
     response_column: str = "response"
     """Column of the response; the end-of-sequence token is added to it."""
     template: str = "{prompt}"
-    """Format string that makes the prompt's text; use the one that reinforcement learning will use."""
+    """Text with `{prompt}` in it, or a name such as `qwen2.5-math`: the one that reinforcement learning will use."""
     batch_size: int = 128
     """Demonstrations of one optimizer step, on each rank."""
 
@@ -63,7 +64,12 @@ def load_demonstrations(
             )
     if len(rows) == 0:
         raise ValueError(f"demonstrations.path: {demonstrations.path} has no rows")
-    prompts = [demonstrations.template.format(prompt=prompt) for prompt in rows[demonstrations.prompt_column]]
+    try:
+        template = resolve_template(demonstrations.template)
+    except ValueError as error:
+        raise ValueError(f"demonstrations.template={demonstrations.template!r} {error}") from None
+    assert template is not None
+    prompts = [template.replace("{prompt}", prompt) for prompt in rows[demonstrations.prompt_column]]
     prompt_ids = tokenizer(prompts).input_ids
     response_ids = tokenizer(list(rows[demonstrations.response_column]), add_special_tokens=False).input_ids
     return [(p, [*r, tokenizer.eos_token_id]) for p, r in zip(prompt_ids, response_ids, strict=True)]

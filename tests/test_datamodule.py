@@ -44,7 +44,7 @@ def test_budget_moves_to_uncertain_prompts_and_stays_exact(tiny_policy, prompt_f
     data = make_data(tiny_policy, prompt_file, prompts_per_batch=5)
     run_epoch(data, lambda p, n: n // 2 if p.answer == "2" else 0)
     for batch in run_epoch(data, lambda p, n: 0):
-        assert batch.rollout_budget == 8 * len(batch.prompts)
+        assert sum(batch.group_sizes) == 8 * len(batch.prompts)
         sizes = {p.answer: n for p, n in zip(batch.prompts, batch.group_sizes, strict=True)}
         if "2" in sizes and len(sizes) > 1:
             assert sizes["2"] > max(n for answer, n in sizes.items() if answer != "2")
@@ -125,7 +125,7 @@ def test_a_pilot_comes_first_and_the_rest_follows_what_it_showed(tiny_policy, pr
     data.observe(pilot, outcomes_of(pilot, {p.answer: 2 if p.answer == "2" else 0 for p in pilot.prompts}))
     commit = next(parts)
     assert next(parts, None) is None
-    assert pilot.rollout_budget + commit.rollout_budget == 10 * 12
+    assert sum(pilot.group_sizes) + sum(commit.group_sizes) == 10 * 12
     assert commit.first_sample_index == 4
     sizes = {p.answer: n for p, n in zip(commit.prompts, commit.group_sizes, strict=True)}
     assert sizes["2"] == max(sizes.values()) > min(sizes.values()) >= 2
@@ -163,4 +163,4 @@ def test_skipping_prompts_needs_the_users_consent(tiny_policy, prompt_file):
         (batch,) = run_epoch(data, lambda p, n: n // 2 if p.answer == "2" else 0)
     assert min(batch.group_sizes) == 0
     assert 1 not in batch.group_sizes
-    assert batch.rollout_budget == 3 * 12
+    assert sum(batch.group_sizes) == 3 * 12

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from dynamo_lightning.distributed import gather_objects, rank
+from dynamo_lightning.distributed import gather_objects, rank, stop_together
 from dynamo_lightning.rewards.math import final_answer
 from dynamo_lightning.types import Prompt, Rollout, Score
 
@@ -69,13 +70,13 @@ class ResponseArchive:
         self.folder.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
             (self.folder / "settings.json").write_text(content + "\n", encoding="utf-8")
-        self._records: dict[tuple[int, int], Record] = {}
+        self._records: dict[tuple[int, int, str], Record] = {}
+        """By prompt id, sample index and digest of the prompt's tokens: a folder may have several templates."""
         self._read()
 
     def find(self, prompt: Prompt, sample_index: int) -> Record | None:
         """The response of this prompt, under its present template, that is there already."""
-        record = self._records.get((prompt.prompt_id, sample_index))
-        return record if record is not None and record["prompt_digest"] == prompt_digest(prompt) else None
+        return self._records.get((prompt.prompt_id, sample_index, prompt_digest(prompt)))
 
     def append(self, pairs: Iterable[tuple[Rollout, Score]]) -> None:
         """Write this process's responses; when it returns, a killed process has lost none of them."""
@@ -98,7 +99,7 @@ class ResponseArchive:
             content = path.read_bytes()
             complete = content[: content.rfind(b"\n") + 1]
             if rank() == 0 and len(complete) < len(content):
-                path.write_bytes(complete)
+                os.truncate(path, len(complete))  # in place: other processes may be reading it
                 torn += 1
             for number, line in enumerate(complete.splitlines()):
                 try:
@@ -107,11 +108,11 @@ class ResponseArchive:
                 except (ValueError, KeyError, TypeError):
                     rank_zero_warn(f"{path}, line {number} (counting from 0) is no response: it is sampled again")
                     continue
-                self._records[record["prompt_id"], record["sample_index"]] = record
+                self._records[record["prompt_id"], record["sample_index"], record["prompt_digest"]] = record
         # What the first process found counts on all: one that samples fewer than the others would leave them waiting.
         found = gather_objects([set(self._records)])[0]
-        if not found <= self._records.keys():
-            raise RuntimeError(f"model.evaluation.folder: {self.folder} is not the same folder on all machines")
+        same = found <= self._records.keys()
+        stop_together("" if same else f"model.evaluation.folder: {self.folder} is not the same folder on all machines")
         self._records = {key: self._records[key] for key in found}
         if self._records:
             cut = f", {torn} more cut off in the middle" * bool(torn)

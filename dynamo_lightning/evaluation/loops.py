@@ -102,8 +102,10 @@ class EvaluationLoops(L.LightningModule):
         settings = {
             "model_name": self.model_name,
             "weights": weights_digest(self.policy),
+            "dtype": str(self.policy.dtype),
             "precision": self.trainer.precision,
             "generator": type(self.collector.generator).__name__,
+            "generator_settings": self.collector.generator.settings(),
             "temperature": self.eval_temperature,
             "max_response_length": self.sampling.max_response_length,
             "seed": run_seed(),

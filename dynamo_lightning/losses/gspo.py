@@ -21,8 +21,6 @@ class GSPO(ClippedSurrogate):
         sequence_clip_high: ε_high.
     """
 
-    couples_tokens = True
-
     # Named apart from `clip_low` and `clip_high`: where only the class changes, the command line carries options of
     # the same name over from the class before, and bounds a thousand times too wide would go unnoticed.
     def __init__(self, sequence_clip_low: float = 3e-4, sequence_clip_high: float = 4e-4) -> None:

@@ -17,6 +17,9 @@ class Penalty(ABC):
     vanishes_without_advantage: ClassVar[bool] = False
     """Whether the penalty is 0 for every token of a rollout whose advantage is 0, so that updates may skip it."""
 
+    couples_tokens: ClassVar[bool] = False
+    """Whether a token's penalty depends on other tokens of its rollout; then it is not evaluated chunk by chunk."""
+
     def marks(
         self,
         statistics: TokenStatistics,
@@ -48,5 +51,5 @@ class Penalty(ABC):
 
         Returns:
             Penalty, `[num_tokens]`, and by metric name the value of each token, `[num_tokens]`, whose mean over all
-            tokens of the batch is logged.
+            tokens of the batch is logged; tokens of skipped rollouts count as 0.
         """

@@ -95,7 +95,9 @@ class PolicyLoss:
     @property
     def couples_tokens(self) -> bool:
         """Whether a token's share of the loss depends on other tokens of its micro-batch."""
-        return self.surrogate.couples_tokens or (self.modulation is not None and self.modulation.is_recomputed())
+        is_recomputed = self.modulation is not None and self.modulation.is_recomputed()
+        penalty_couples = self.penalty is not None and self.penalty.couples_tokens
+        return self.surrogate.couples_tokens or penalty_couples or is_recomputed
 
     def __call__(
         self, statistics: TokenStatistics, inputs: LossInputs, num_tokens: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ class Surrogate(ABC):
     """Whether the objective is 0 wherever the advantage is, so that updates may skip such rollouts."""
 
     couples_tokens: ClassVar[bool] = False
-    """Whether a token's objective depends on other tokens of its rollout; then it is not evaluated chunk by chunk."""
+    """Whether a token's objective depends on other tokens of its rollout; then it is not evaluated chunk by chunk. A
+    class that overrides `importance_ratio` is taken to, unless it says otherwise."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """See `couples_tokens`."""
+        super().__init_subclass__(**options)
+        if "importance_ratio" in vars(cls):
+            cls.couples_tokens = vars(cls).get("couples_tokens", True)
 
     def importance_ratio(self, log_ratio: Tensor, sequence_indices: Tensor | None) -> Tensor:
         """The ratio that the objective is a function of: by default the token's own, `r = π(a) / π_old(a)`.
@@ -42,7 +49,7 @@ class Surrogate(ABC):
 
         Returns:
             Objective, `[num_tokens]`, and by metric name the indicator (or value) of each token, `[num_tokens]`,
-            whose mean over all tokens of the batch is logged.
+            whose mean over all tokens of the batch is logged; tokens of skipped rollouts count as 0.
         """
 
 

@@ -42,7 +42,7 @@ def add_adapters(policy: PreTrainedModel, config: LoraConfig) -> None:
     try:
         import peft
     except ImportError as error:
-        raise ValueError("model.policy.lora needs peft: pip install 'dynamo_lightning[lora]'") from error
+        raise ValueError("model.policy.lora needs peft: pip install -e '.[lora]'") from error
     target: Any = config.target_modules
     settings = peft.LoraConfig(
         r=config.rank,

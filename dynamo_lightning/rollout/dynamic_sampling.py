@@ -45,8 +45,6 @@ class DynamicSampling:
         """Rounds so far."""
         self.num_sampled = 0
         """Prompts sampled so far."""
-        self.num_tokens = 0
-        """Prompt and response tokens so far, those of dropped groups included."""
         self._first_round: tuple[int, ...] = ()
         self._found: list[int] = []
 
@@ -58,10 +56,8 @@ class DynamicSampling:
             outcomes: All their outcomes, of all ranks, in any order.
         """
         values: dict[int, set[float]] = {prompt.prompt_id: set() for prompt in batch.prompts}
-        lengths = {prompt.prompt_id: len(prompt.token_ids) for prompt in batch.prompts}
         for outcome in outcomes:
             values[outcome.prompt_id].add(self._value(outcome))
-            self.num_tokens += lengths[outcome.prompt_id] + outcome.response_length
         if self.num_rounds == 0:
             self._first_round = tuple(values)
         self._found += [prompt_id for prompt_id, different in values.items() if len(different) > 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynamo_lightning.types import Rollout, RolloutRequest
 
@@ -61,6 +61,10 @@ class Generator(ABC):
 
     def close(self) -> None:  # noqa: B027
         """End what was started; called at the end of `fit`, `validate`, `test` and `predict`."""
+
+    def settings(self) -> dict[str, Any]:
+        """What responses depend on besides weights, prompt, seed, length limit and temperature, as plain values."""
+        return {}
 
     def batches(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
         """Positions of the requests that one call of `generate` gets, batch after batch; by default it gets all.

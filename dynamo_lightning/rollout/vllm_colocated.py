@@ -206,6 +206,10 @@ class VLLMColocatedGenerator(VLLMGenerator):
         if self._owns_process_group:
             destroy_distributed_environment()
 
+    def settings(self) -> dict[str, Any]:
+        """See the base class."""
+        return {**super().settings(), "engine_options": self.engine_options}
+
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:

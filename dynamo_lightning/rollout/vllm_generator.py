@@ -6,13 +6,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from dynamo_lightning.distributed import stop_together
+from dynamo_lightning.distributed import max_over_ranks, stop_together
 from dynamo_lightning.policy.loading import eos_token_ids
 from dynamo_lightning.rollout.generator import Generator
 from dynamo_lightning.rollout.vllm_http import ServerDown
@@ -222,6 +222,10 @@ class VLLMGenerator(Generator):
         assert self.max_model_len is not None
         return self.max_model_len
 
+    def settings(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"dtype": self.dtype, **asdict(self.token_filter)}
+
     # --- rollouts -----------------------------------------------------------------------------------------------------
 
     def generate(
@@ -259,7 +263,7 @@ class VLLMGenerator(Generator):
         """
         if self._synced is None or self._synced[1] != fingerprint(policy):
             raise RuntimeError("the policy has changed since its weights were pushed to vLLM: call sync() first")
-        longest = max(len(request.prompt.token_ids) for request in requests)
+        longest = max_over_ranks(max(len(request.prompt.token_ids) for request in requests), policy.device)
         if longest + max_response_length > self.context_length:
             raise ValueError(
                 f"a prompt of {longest} tokens and a response of up to {max_response_length} need "

@@ -204,6 +204,9 @@ class Spread(Generic[Job, Result]):
             if url not in self._down:
                 return True
             self.revive(url)
+            with self._changed:
+                del self._down[url]
+            return True
         except ServerDown:
             time.sleep(0.5)
             return False
@@ -213,6 +216,3 @@ class Spread(Generic[Job, Result]):
             return False
         finally:
             self._reviving[url].release()
-        with self._changed:
-            del self._down[url]
-        return True

@@ -43,8 +43,10 @@ class Experience:
     reference_logprobs: Tensor | None
     """log π_ref of this rank's response tokens, `[num_tokens]`; only with a KL term."""
     metrics: Mapping[str, float]
-    """Global means over all response tokens; without `old_logprobs`, the entropy of those scored over the number of
-    all: the update adds the others' share."""
+    """Global means over all response tokens."""
+    entropy: float
+    """What the scored tokens add to the mean entropy of all response tokens, all ranks, nats: all of it, or without
+    `old_logprobs` only what the update leaves out."""
     marks: Tensor | None = None
     """The penalty's marks of this rank's response tokens, `[num_tokens]`; only with a penalty that has some."""
     engine_weights: Tensor | None = None
@@ -127,6 +129,17 @@ def is_needed_beforehand(loss: PolicyLoss, config: UpdateConfig, separate_engine
     return several_updates or modulated or loss.penalty is not None or separate_engine
 
 
+def passes_per_rollout(loss: PolicyLoss, config: UpdateConfig, separate_engine: bool) -> tuple[int, int]:
+    """What a rollout costs from scoring to the last update, in forward passes; a backward pass counts as two.
+
+    Returns:
+        That of a rollout whose group teaches something, and of one whose group has equal rewards.
+    """
+    teaching = int(is_needed_beforehand(loss, config, separate_engine)) + 3 * config.num_epochs
+    is_skipped = loss.vanishes_without_advantage and loss.advantage.equal_rewards_give_zero
+    return teaching, 1 if is_skipped else teaching
+
+
 def learnt_from(batch: RolloutBatch, loss: PolicyLoss) -> Tensor:
     """Which of this rank's rollouts the loss has a gradient for, `[num_rollouts]`, bool."""
     return batch.advantages != 0 if loss.vanishes_without_advantage else torch.ones_like(batch.advantages).bool()
@@ -179,6 +192,7 @@ def scoring_pass(
         with reference as frozen:
             reference_logprobs = all_statistics(frozen, batch, everything, config, temperature).logprobs
     metrics = {name: total / num_tokens for name, total in totals.items()}
+    entropy = metrics.pop("entropy")
     weights = None
     if separate_engine:
         values = [logprob for rollout in batch.rollouts for logprob in rollout.logprobs]
@@ -187,4 +201,4 @@ def scoring_pass(
         weights, summary = engine_weights(statistics.logprobs, engine_logprobs, indices, loss.engine_mismatch)
         metrics.update(mismatch_metrics(gather_objects([summary])))
     old_logprobs = statistics.logprobs if beforehand else None
-    return Experience(batch, old_logprobs, modulated, reference_logprobs, metrics, marks, weights)
+    return Experience(batch, old_logprobs, modulated, reference_logprobs, metrics, entropy, marks, weights)

@@ -100,10 +100,9 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
                 gradient_norms.append(module.gradient_norm)
             if scheduler is not None:
                 scheduler.step()
-    metrics = dict(experience.metrics)
-    for name in steps[0] if steps else {}:
-        metrics[name] = metrics.get(name, 0.0) + sum(step[name] for step in steps) / len(steps)
-    return UpdateResult(metrics, tuple(gradient_norms))
+    means = {name: sum(step[name] for step in steps) / len(steps) for name in (steps[0] if steps else ())}
+    entropy = experience.entropy + means.pop("entropy", 0.0)
+    return UpdateResult({**experience.metrics, **means, "entropy": entropy}, tuple(gradient_norms))
 
 
 def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Tensor) -> Mapping[str, float]:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +41,13 @@ def test_success_is_reaching_the_threshold(make_record):
     strict = make_record(rewards=[(1, 0), (1, 0, 0, 0)])
     name = "alloc/realised_variance_ratio"
     assert variance_ratios(record, success_threshold=0.8)[name] == variance_ratios(strict)[name]
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, 0.8), (0.3, 0.3)])
+def test_success_is_what_the_data_module_says_unless_told_otherwise(own, expected):
+    monitor = VarianceReductionMonitor(success_threshold=own)
+    monitor.setup(SimpleNamespace(datamodule=SimpleNamespace(success_threshold=0.8)), None, "fit")
+    assert monitor.success_threshold == expected
 
 
 def test_undefined_ratio_is_not_logged(train, make_record):

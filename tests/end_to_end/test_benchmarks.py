@@ -90,6 +90,16 @@ def test_a_second_run_samples_only_what_is_missing(config, monkeypatch):
     source = json.dumps([{"path": f"{Path(config).parent}/sums.jsonl", "template": "{prompt} "}])
     evaluate(config, f"--data.test={source}")
     assert len(asked) == 24, "the same problems under another template"
+    asked.clear()
+    evaluate(config)
+    evaluate(config, f"--data.test={source}")
+    assert asked == [], "responses under either template are kept"
+    monkeypatch.setattr(TransformersGenerator, "settings", lambda self: {"top_p": 0.9})
+    evaluate(config)
+    assert len(asked) == 24, "another way of sampling"
+    asked.clear()
+    evaluate(config, "--model.policy.dtype=bfloat16")
+    assert len(asked) == 24, "another type of the weights"
 
 
 def test_one_process_goes_on_where_two_were(config, monkeypatch):

@@ -8,6 +8,9 @@ import torch
 from logged import column
 
 from dynamo_lightning.cli import main
+from dynamo_lightning.data.templates import resolve_template
+from dynamo_lightning.policy.loading import load_tokenizer
+from dynamo_lightning.warm_start import Demonstrations, load_demonstrations
 
 
 def run(*args):
@@ -100,6 +103,26 @@ def test_warm_start_learns_demonstrations(config):
     assert not Path("warm", "config.yaml").exists()
 
 
+@pytest.mark.parametrize("template", ["plain", r"\boxed{} {prompt}"])
+def test_demonstrations_have_the_templates_of_reinforcement_learning(tiny_policy, tmp_path, template):
+    path = tmp_path / "demonstrations.jsonl"
+    path.write_text('{"prompt": "1+1=", "response": "2"}\n')
+    tokenizer = load_tokenizer(tiny_policy)
+    [(prompt_ids, _)] = load_demonstrations(Demonstrations(str(path), template=template), tokenizer)
+    assert prompt_ids == tokenizer(resolve_template(template).replace("{prompt}", "1+1=")).input_ids
+    with pytest.raises(ValueError, match=r"demonstrations\.template='What\?' has no \{prompt\}"):
+        load_demonstrations(Demonstrations(str(path), template="What?"), tokenizer)
+
+
+def test_the_tokenizer_is_loaded_as_the_policy_is(config):
+    options = ("--model.policy.revision=abc", "--model.policy.trust_remote_code=true")  # of no effect on a folder
+    cli = run("validate", "--config", config, *options)
+    assert (cli.datamodule.tokenizer_config.revision, cli.datamodule.tokenizer_config.trust_remote_code) == (
+        "abc",
+        True,
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,6 +140,15 @@ def test_warm_start_learns_demonstrations(config):
         (["--trainer.gradient_clip_val=1.0"], r"model\.gradient_clip_val"),
         (["--trainer.accumulate_grad_batches=2"], r"model\.updates\.max_tokens_per_micro_batch"),
         (["--model.updates.max_tokens_per_micro_batch=3"], r"model\.updates\.max_tokens_per_micro_batch is 3"),
+        (
+            ["--model.updates.max_tokens_per_micro_batch=9"],
+            r"have 10 tokens together, but .*max_tokens_per_micro_batch is 9",
+        ),
+        (["--ckpt_path=last"], r"ckpt_path=last would be looked for in the new log folder.*last\.ckpt"),
+        (
+            ["--model.loss.advantage=WReinforce", "--data.success_threshold=0.9"],
+            r"takes rewards from 0\.5 on as right, data\.success_threshold=0\.9",
+        ),
         (["--model.pass_at_k=[1,4]"], r"data\.eval_rollouts_per_prompt is 2"),
         (["--model.model_name=./nowhere"], r"model\.model_name: there is no folder"),
         (["--model.reward.function=reward.nothing"], r"reward\.nothing"),

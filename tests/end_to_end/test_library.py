@@ -98,6 +98,20 @@ def test_trainer_flags_that_do_not_apply_name_ours(parts, tmp_path):
         make_trainer(tmp_path, gradient_clip_val=0.5).fit(*parts())
 
 
+def test_what_was_started_is_closed_when_a_run_ends_by_an_exception(parts, tmp_path, monkeypatch):
+    class Failing(L.Callback):
+        def on_train_batch_end(self, *arguments):
+            raise OSError("the log is gone")
+
+    closed = []
+    module, data = parts()
+    monkeypatch.setattr(module.collector.generator, "close", lambda: closed.append("generator"))
+    monkeypatch.setattr(module.collector.scorer, "close", lambda: closed.append("scorer"))
+    with pytest.raises(OSError, match="the log is gone"):
+        make_trainer(tmp_path, [Failing()]).fit(module, data)
+    assert closed == ["scorer", "generator"]
+
+
 def test_several_updates_per_batch_count_as_optimizer_steps(parts, tmp_path):
     module, data = parts(
         updates=UpdateConfig(num_mini_batches=2, num_epochs=3), loss=PolicyLoss(entropy_coefficient=0.01)

@@ -7,7 +7,7 @@ from dynamo_lightning.checkpoints import read_weights
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.policy.lora import LoraConfig, merged_parameters, without_adapters
 
-pytest.importorskip("peft", reason="peft is not installed: pip install 'dynamo_lightning[lora]'")
+pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[lora]'")
 IDS = torch.tensor([[3, 4, 5, 6, 7]])
 
 

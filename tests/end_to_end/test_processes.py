@@ -102,7 +102,7 @@ def test_plain_updates_without_old_log_probabilities_work_in_shards(config):
 
 @pytest.mark.slow
 def test_adapters_learn_the_same_in_shards(config):
-    pytest.importorskip("peft", reason="peft is not installed: pip install 'dynamo_lightning[lora]'")
+    pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[lora]'")
     more = ("--config=overlays/lora.yaml", "--optimizer.lr=0.003", "--model.loss.kl_coefficient=0.1")
     whole = train(config, "one", "auto", 1, *more)
     assert_close(whole, train(config, "fsdp2", "fsdp2", 2, *more))

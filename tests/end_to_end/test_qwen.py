@@ -1,32 +1,31 @@
 """The config of the complete run, as shipped, on a tiny random policy; only what samples is exchanged."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from launcher import command_line, run
 
-
-@pytest.fixture
-def chat_policy(tiny_policy, tmp_path):
-    """The tiny policy with a chat template, as Qwen has one."""
-    folder = tmp_path / "chat-policy"
-    shutil.copytree(tiny_policy, folder)
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    settings["chat_template"] = "{% for message in messages %}{{ message.content }}{% endfor %}="
-    path.write_text(json.dumps(settings))
-    return str(folder)
+WRAPPED = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem.\n\n{}\n\nRemember to put your answer on its "
+    'own line after "Answer:".'
+)
+"""A prompt of DAPO-Math-17k."""
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, chat_policy, num_processes):
+def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, tiny_policy, num_processes):
     monkeypatch.chdir(tmp_path)
     rows = [
-        {"prompt": [{"role": "user", "content": f"{a}+{b}"}], "reward_model": {"ground_truth": str(a + b)}}
+        {
+            "prompt": [{"role": "user", "content": WRAPPED.format(f"{a}+{b}")}],
+            "reward_model": {"ground_truth": str(a + b)},
+        }
         for a in range(3) for b in range(2)
     ]  # fmt: skip
+    rows += [{**rows[0], "prompt": [{"role": "user", "content": WRAPPED.format("9+9")}]}, rows[0]]
+    rows += [{**rows[1], "prompt": rows[-2]["prompt"]}]  # one prompt twice with another answer, one row repeated
     Path("train.json").write_text(json.dumps(rows))
     Path("val.jsonl").write_text("".join(json.dumps({"problem": f"{a}+4", "answer": a + 4}) + "\n" for a in range(3)))
     options = [
@@ -35,7 +34,7 @@ def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, chat_poli
         "--trainer.accelerator=cpu",
         f"--trainer.devices={num_processes}",
         "--trainer.val_check_interval=2",
-        f"--model.model_name={chat_policy}",
+        f"--model.model_name={tiny_policy}",
         "--model.policy.init=random",
         "--model.generator=dynamo_lightning.rollout.transformers.TransformersGenerator",
         "--model.sampling.max_response_length=8",

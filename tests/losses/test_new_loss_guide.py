@@ -47,7 +47,7 @@ def test_the_example_by_hand(sapo):
     torch.testing.assert_close(objective.detach(), torch.tensor([12.0, 12.0, -6.0]) * gate)
     objective.sum().backward()
     torch.testing.assert_close(ratio.grad, torch.tensor([3.0, 3.0, -3.0]) * 4 * gate * (1 - gate))
-    assert metrics["sapo/gate_mean"].tolist() == pytest.approx([1.0, 0.786448, 0.419974], abs=1e-5)
+    assert metrics["sapo/held_back_mean"].tolist() == pytest.approx([0.0, 0.213552, 0.580026], abs=1e-5)
 
 
 def test_the_example_is_reinforce_at_the_sampling_policy(sapo):

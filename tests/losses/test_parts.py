@@ -111,3 +111,28 @@ def test_recomputed_modulation_logs_its_factors_with_the_loss():
     _, statistics, inputs = make_case()
     metrics = PolicyLoss(modulation=DynamoModulation(**PAPER_CODE))(statistics, inputs, 12)[1]
     assert 1.0 <= metrics["mod/beta_comp_mean"].item() <= 1.2
+
+
+def test_a_ratio_of_its_own_or_a_penalty_that_says_so_is_given_whole_rollouts():
+    class SequenceRatio(UnclippedSurrogate):
+        def importance_ratio(self, log_ratio, sequence_indices):
+            return log_ratio.mean().exp().expand(len(log_ratio))
+
+    class Narrower(SequenceRatio):
+        pass
+
+    class OfAToken(UnclippedSurrogate):
+        couples_tokens = False
+
+        def importance_ratio(self, log_ratio, sequence_indices):
+            return log_ratio.exp().sqrt()
+
+    class SequencePenalty(KLCov):
+        couples_tokens = True
+
+    def couples(**parts):
+        return PolicyLoss(**{"modulation": None, **parts}).couples_tokens
+
+    assert couples(surrogate=SequenceRatio()) and couples(surrogate=Narrower()) and couples(surrogate=GSPO())
+    assert not couples(surrogate=OfAToken()) and not couples(surrogate=CISPO()) and not couples(penalty=KLCov())
+    assert couples(penalty=SequencePenalty())

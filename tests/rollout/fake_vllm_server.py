@@ -24,6 +24,7 @@ class FakeServer:
         self.served = []  # seeds of the answered requests
         self.die_after = None  # requests after which it dies without an answer
         self.ignores_reloads = False
+        self.num_reloads = 0
         self.missing = ()  # paths that it does not have
         self.depends_on_weights = False  # whether responses do
         self.seconds = 0.0  # that a response takes
@@ -74,6 +75,7 @@ class FakeServer:
         return self.generate(body["token_ids"], body["sampling_params"])
 
     def reload_weights(self, weights_path):
+        self.num_reloads += 1
         if not self.ignores_reloads:
             parts = [load_file(file) for file in sorted(Path(weights_path).glob("*.safetensors"))]
             self.load({name: value for part in parts for name, value in part.items()})

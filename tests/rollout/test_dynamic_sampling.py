@@ -32,13 +32,6 @@ def test_groups_of_equal_rewards_are_replaced_until_enough_teach(make_round):
     assert sampling.metrics() == {"dynamic_sampling/rounds": 3.0, "dynamic_sampling/frac_kept": 3 / 6}
 
 
-def test_every_generated_token_is_counted(make_round):
-    sampling = DynamicSampling(2, DynamicSamplingConfig())
-    sampling.add(*make_round([[1, 0], [1, 1]], 0))
-    sampling.add(*make_round([[0, 0, 0]], 10))
-    assert sampling.num_tokens == 7 * (3 + 10)  # prompts of three tokens
-
-
 def test_retries_are_bounded_and_what_was_found_is_kept(make_round):
     sampling = DynamicSampling(2, DynamicSamplingConfig(max_rounds=2))
     sampling.add(*make_round([[1, 0], [1, 1]], 0))

@@ -7,11 +7,13 @@ import pytest
 import torch
 from update_case import REWARDS, SHUFFLED, assign, learn, make_module, make_rollouts, make_scored, score
 
+from dynamo_lightning.losses.advantages import WReinforce
 from dynamo_lightning.losses.cispo import CISPO
 from dynamo_lightning.losses.gspo import GSPO
 from dynamo_lightning.losses.modulation import DynamoModulation
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.update.scoring import all_statistics, check_finite, token_keys
+from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.scoring import all_statistics, check_finite, passes_per_rollout, token_keys
 
 
 def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts(tiny_policy, make_prompt, make_batch):
@@ -57,13 +59,28 @@ def test_a_single_update_needs_no_old_log_probabilities(tiny_policy, make_prompt
         experience = score(module, make_scored(module, make_prompt, make_batch))
         assert (experience.old_logprobs is None) == (num_epochs == 1)
         gradient, metrics = learn(module, experience)
-        entropies = experience.metrics["entropy"], metrics.pop("entropy", 0.0)
+        entropies = experience.entropy, metrics.pop("entropy", 0.0)
         assert (entropies[0] > 0) == (num_epochs == 2 or loss.vanishes_without_advantage)
         assert (entropies[1] > 0) == (num_epochs == 1)
         found.append((gradient, metrics, sum(entropies)))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-10, rtol=1e-10)
     assert found[0][1] == pytest.approx(found[1][1], abs=1e-10)
     assert found[0][2] == pytest.approx(found[1][2], abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "updates", "engine", "passes"),
+    [
+        (PolicyLoss(), {}, False, (4, 1)),
+        (PolicyLoss(modulation=None), {}, False, (3, 1)),
+        (PolicyLoss(modulation=None), {}, True, (4, 1)),
+        (PolicyLoss(), {"num_epochs": 3, "num_mini_batches": 2}, False, (10, 1)),
+        (PolicyLoss(entropy_coefficient=0.1), {}, False, (4, 4)),
+        (PolicyLoss(advantage=WReinforce(), modulation=None), {}, False, (3, 3)),
+    ],
+)
+def test_cost_of_a_rollout_in_passes_through_the_policy(loss, updates, engine, passes):
+    assert passes_per_rollout(loss, UpdateConfig(**updates), engine) == passes
 
 
 def test_tokens_of_another_engine_weigh_their_ratio(tiny_policy, make_prompt, make_batch):
