@@ -29,8 +29,8 @@ class RolloutCollector:
         generator: What samples the responses.
         scorer: What computes their rewards.
         sampling: How responses are sampled.
-        dynamic_sampling: When to sample further prompts; `None` takes each batch as it is.
         passes: What a rollout costs later, see `passes_per_rollout`, by which ranks share the rollouts out.
+        dynamic_sampling: When to sample further prompts; `None` takes each batch as it is.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class RolloutCollector:
         generator: Generator,
         scorer: RewardScorer,
         sampling: SamplingConfig,
+        passes: tuple[int, int],
         dynamic_sampling: DynamicSamplingConfig | None = None,
-        passes: tuple[int, int] = (4, 1),
     ) -> None:
         self.generator = generator
         self.scorer = scorer
@@ -185,9 +185,10 @@ def spread_over_ranks(
     rewards: dict[int, set[float]] = {}
     for outcome in outcomes:
         rewards.setdefault(outcome.prompt_id, set()).add(outcome.score.reward)
+    teaching, idle = passes
     costs = [
         (len(rollout.prompt.token_ids) + len(rollout.token_ids))
-        * passes[0 if len(rewards.get(rollout.prompt.prompt_id, ())) > 1 else 1]
+        * (teaching if len(rewards.get(rollout.prompt.prompt_id, ())) > 1 else idle)
         for rollout in everything
     ]
     return [everything[i] for i in balance(costs, world_size())[rank()]]

@@ -127,7 +127,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.reward = reward
         scorer = RewardScorer(reward, scoring, sampling.max_response_length)
         passes = passes_per_rollout(loss, updates, generator.separate_engine)
-        self.collector = RolloutCollector(generator, scorer, sampling, dynamic_sampling, passes)
+        self.collector = RolloutCollector(generator, scorer, sampling, passes, dynamic_sampling)
         self.optimizer_offload = OptimizerOffload()
         self.loss = loss
         self.update_config = updates

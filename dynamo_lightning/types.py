@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 
@@ -201,6 +202,16 @@ class RolloutBatch:
     """Any rollout sampled on this rank: with weight 0 it keeps a rank in step that has fewer micro-batches."""
     iteration: int = 0
     """RL iterations finished before this one: with the rollout's key it seeds whatever the loss draws at random."""
+
+    @property
+    def response_lengths(self) -> Tensor:
+        """Response tokens of each rollout, `[num_rollouts]`, int64."""
+        return torch.tensor([len(rollout.token_ids) for rollout in self.rollouts], dtype=torch.int64)
+
+    @property
+    def token_rollouts(self) -> Tensor:
+        """Which rollout each response token belongs to, `[num_tokens]`, int64."""
+        return torch.arange(len(self.rollouts)).repeat_interleave(self.response_lengths)
 
 
 @dataclass(frozen=True)

@@ -64,10 +64,7 @@ def load_demonstrations(
             )
     if len(rows) == 0:
         raise ValueError(f"demonstrations.path: {demonstrations.path} has no rows")
-    try:
-        template = resolve_template(demonstrations.template)
-    except ValueError as error:
-        raise ValueError(f"demonstrations.template={demonstrations.template!r} {error}") from None
+    template = resolve_template(demonstrations.template, "demonstrations.template")
     assert template is not None
     prompts = [template.replace("{prompt}", prompt) for prompt in rows[demonstrations.prompt_column]]
     prompt_ids = tokenizer(prompts).input_ids

@@ -41,7 +41,7 @@ def collector(tmp_path, make_rollout, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     with RewardScorer(FunctionReward("scored.f"), ScoringConfig(num_workers=1)) as scorer:
-        yield RolloutCollector(OneByOne(tmp_path, make_rollout), scorer, SamplingConfig())
+        yield RolloutCollector(OneByOne(tmp_path, make_rollout), scorer, SamplingConfig(), (4, 1))
 
 
 def test_responses_are_scored_while_others_are_sampled(collector, make_prompt, make_batch):

@@ -71,10 +71,7 @@ def load_prompts(
         ValueError: If the settings contradict each other, a row lacks a usable prompt or answer, one prompt has two
             answers, or every prompt is too long.
     """
-    try:
-        source = replace(source, template=resolve_template(source.template))
-    except ValueError as error:
-        raise ValueError(f"{option}.template={source.template!r} {error}") from None
+    source = replace(source, template=resolve_template(source.template, f"{option}.template"))
     check_settings(source, tokenizer, option)
     rows = read_rows(source.path, source.subset, source.split, option)
     problems, num_rows, num_conflicting = merge_rows(rows, source, option)

@@ -26,14 +26,14 @@ TEMPLATES = {
 """`qwen2.5-math` is that family's own; Qwen3 thinks unless an empty thought is put before its answer."""
 
 
-def resolve_template(template: str | None) -> str | None:
+def resolve_template(template: str | None, option: str = "template") -> str | None:
     """Return the text that a name stands for; any text with `{prompt}`, and null, come back unchanged.
 
     Raises:
-        ValueError: If it is neither; the message lists the names.
+        ValueError: If it is neither; the message names the option and lists the names.
     """
     if template is None or "{prompt}" in template:
         return template
     if template not in TEMPLATES:
-        raise ValueError(f"has no {{prompt}} and is none of {', '.join(TEMPLATES)}")
+        raise ValueError(f"{option}={template!r} has no {{prompt}} and is none of {', '.join(TEMPLATES)}")
     return TEMPLATES[template]

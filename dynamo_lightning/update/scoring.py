@@ -61,7 +61,7 @@ def all_statistics(
 
     Float32, or float64 for a float64 policy; 0 for rollouts that are not among the chosen.
     """
-    num_tokens = sum(len(rollout.token_ids) for rollout in batch.rollouts)
+    num_tokens = int(batch.response_lengths.sum())
     dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
     columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(3)]
     budget = config.max_tokens_per_micro_batch
@@ -86,7 +86,7 @@ def check_finite(batch: RolloutBatch, logprobs: Tensor) -> None:
     Raises:
         RuntimeError: Names the prompts.
     """
-    parts = logprobs.split([len(rollout.token_ids) for rollout in batch.rollouts])
+    parts = logprobs.split(batch.response_lengths.tolist())
     prompt_ids = (
         {
             rollout.prompt.prompt_id
@@ -173,8 +173,7 @@ def scoring_pass(
     scored = everything if beforehand else (~learnt_from(batch, loss)).nonzero().squeeze(-1).tolist()
     statistics = all_statistics(policy, batch, scored, config, temperature)
     check_finite(batch, statistics.logprobs)
-    lengths = torch.tensor([len(rollout.token_ids) for rollout in batch.rollouts], dtype=torch.int64)
-    advantages = batch.advantages.repeat_interleave(lengths).to(policy.device)
+    advantages = batch.advantages[batch.token_rollouts].to(policy.device)
     modulated, marks = ModulatedAdvantages(advantages), None
 
     def keys() -> Tensor:
@@ -197,8 +196,8 @@ def scoring_pass(
     if separate_engine:
         values = [logprob for rollout in batch.rollouts for logprob in rollout.logprobs]
         engine_logprobs = torch.tensor(values, dtype=statistics.logprobs.dtype, device=policy.device)
-        indices = torch.arange(len(lengths)).repeat_interleave(lengths).to(policy.device)
-        weights, summary = engine_weights(statistics.logprobs, engine_logprobs, indices, loss.engine_mismatch)
+        rollouts = batch.token_rollouts.to(policy.device)
+        weights, summary = engine_weights(statistics.logprobs, engine_logprobs, rollouts, loss.engine_mismatch)
         metrics.update(mismatch_metrics(gather_objects([summary])))
     old_logprobs = statistics.logprobs if beforehand else None
     return Experience(batch, old_logprobs, modulated, reference_logprobs, metrics, entropy, marks, weights)

@@ -122,7 +122,7 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
     batch, loss, policy = experience.batch, module.loss, module.policy
     assert policy is not None
     device = policy.device
-    lengths = torch.tensor([len(rollout.token_ids) for rollout in batch.rollouts], dtype=torch.int64)
+    lengths = batch.response_lengths
     num_tokens = int(batch.group_tokens[chosen].sum())
     sampled = chosen & (batch.group_sizes > 0)
     weights = token_weights(
@@ -144,7 +144,7 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
         advantages=experience.modulated.advantages,
         weights=weights,
         reference_logprobs=experience.reference_logprobs,
-        sequence_indices=torch.arange(len(lengths)).repeat_interleave(lengths).to(device),
+        sequence_indices=batch.token_rollouts.to(device),
         marks=experience.marks,
     )
     takes_part = chosen[batch.group_indices] & learnt_from(batch, loss)

@@ -48,6 +48,15 @@ def test_the_grpo_overlay_switches_both_prongs_off(monkeypatch, tmp_path):
     assert config.model.loss.advantage.class_path.endswith("GRPO")
 
 
+def test_qwen_trains_on_what_its_data_overlay_says(monkeypatch, tmp_path):
+    """The lines stand in both files: the overlay leads back from other data sets."""
+    monkeypatch.chdir(tmp_path)
+    alone = parse(monkeypatch, ["fit", "--config=qwen.yaml"]).data
+    elsewhere = ["--config=overlays/data_math.yaml", "--data.template=plain", "--config=overlays/data_dapo_math.yaml"]
+    back = parse(monkeypatch, ["fit", "--config=qwen.yaml", *elsewhere]).data
+    assert (back.train, back.template) == (alone.train, alone.template)
+
+
 def test_qwen_has_the_papers_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     config = parse(monkeypatch, ["fit", "--config", "qwen.yaml"])
