@@ -32,6 +32,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from dynamo_lightning.callbacks.deferred_signals import DeferredSignals
 from dynamo_lightning.distributed import stop_together
+from dynamo_lightning.errors import UserError
 
 
 def _is_folder(path: Path) -> bool:
@@ -98,7 +99,7 @@ class IterationCheckpoint(ModelCheckpoint):
         verbose: bool = False,
     ) -> None:
         if every_n_iterations is not None and every_n_iterations < 1:
-            raise ValueError(f"every_n_iterations must be at least 1 or null, got {every_n_iterations}")
+            raise UserError(f"every_n_iterations must be at least 1 or null, got {every_n_iterations}")
         super().__init__(
             dirpath=dirpath,
             filename=filename,

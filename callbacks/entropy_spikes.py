@@ -13,6 +13,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dynamo_lightning.errors import UserError
+
 
 class EntropySpikeMonitor(Callback):
     """Logs `stability/entropy_spikes` and `stability/entropy_change_max`.
@@ -31,9 +33,9 @@ class EntropySpikeMonitor(Callback):
 
     def __init__(self, window: int = 21, threshold: float = 5.0) -> None:
         if window < 3:
-            raise ValueError(f"window must be at least 3 to have a median and a deviation, got {window}")
+            raise UserError(f"window must be at least 3 to have a median and a deviation, got {window}")
         if not threshold > 0:
-            raise ValueError(f"threshold must be positive, got {threshold}")
+            raise UserError(f"threshold must be positive, got {threshold}")
         self.window = window
         self.threshold = threshold
         self.spikes = 0

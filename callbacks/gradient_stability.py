@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dynamo_lightning.errors import UserError
+
 
 class GradientStabilityMonitor(Callback):
     """Logs three measures of the gradient norms `g` of the last `window` optimizer steps.
@@ -26,7 +28,7 @@ class GradientStabilityMonitor(Callback):
 
     def __init__(self, window: int = 100) -> None:
         if window < 3:
-            raise ValueError(f"window must be at least 3 optimizer steps, got {window}")
+            raise UserError(f"window must be at least 3 optimizer steps, got {window}")
         self.window = window
         self._norms: deque[float] = deque(maxlen=window)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dynamo_lightning.errors import UserError
+
 
 class ModulationHistograms(Callback):
     """Sends the factors of rank 0's response tokens to every logger that draws histograms (TensorBoard does).
@@ -16,7 +18,7 @@ class ModulationHistograms(Callback):
 
     def __init__(self, every_n_iterations: int = 10) -> None:
         if every_n_iterations < 1:
-            raise ValueError(f"every_n_iterations must be at least 1, got {every_n_iterations}")
+            raise UserError(f"every_n_iterations must be at least 1, got {every_n_iterations}")
         self.every_n_iterations = every_n_iterations
 
     def on_train_batch_end(

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import IterationRecord
 
 
@@ -73,7 +74,7 @@ class RolloutTable(Callback):
         max_characters: int = 2000,
     ) -> None:
         if every_n_iterations < 1:
-            raise ValueError(f"every_n_iterations must be at least 1, got {every_n_iterations}")
+            raise UserError(f"every_n_iterations must be at least 1, got {every_n_iterations}")
         self.every_n_iterations = every_n_iterations
         self.num_prompts = num_prompts
         self.rollouts_per_prompt = rollouts_per_prompt

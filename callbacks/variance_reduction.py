@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dynamo_lightning.allocation.allocate import best_variance_ratio, sample_bernoulli_variance, variance_ratio
 from dynamo_lightning.distributed import derive_seed, gather_objects, run_seed
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.gradient_variance import group_variances, head_scores
 from dynamo_lightning.types import IterationRecord, Rollout
 
@@ -113,7 +114,7 @@ class VarianceReductionMonitor(Callback):
         num_pooled: Measurements that a logged ratio is made of, at most.
 
     Raises:
-        ValueError: If an option is out of range.
+        UserError: If an option is out of range.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class VarianceReductionMonitor(Callback):
             ("num_pooled", num_pooled, 1),
         ):
             if value < least:
-                raise ValueError(f"VarianceReductionMonitor.{option} must be at least {least}, got {value}")
+                raise UserError(f"VarianceReductionMonitor.{option} must be at least {least}, got {value}")
         self.success_threshold = success_threshold
         self.measure_every = measure_every
         self.num_measured_prompts = num_measured_prompts
@@ -142,14 +143,14 @@ class VarianceReductionMonitor(Callback):
         """Take over the data module's threshold; refuse what cannot be measured.
 
         Raises:
-            ValueError: If there is a pilot: its prompts have two groups each, which the formula does not know.
+            UserError: If there is a pilot: its prompts have two groups each, which the formula does not know.
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.success_threshold is None:
             self.success_threshold = getattr(data, "success_threshold", 0.5)
         pilot = getattr(data, "pilot", 0)
         if self.measure_every and pilot:
-            raise ValueError(
+            raise UserError(
                 f"VarianceReductionMonitor.measure_every={self.measure_every} measures one group for each prompt, but "
                 f"data.pilot={pilot} makes two: set one of them to 0"
             )

@@ -15,6 +15,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from torch import Size, Tensor
 from torch.distributed.checkpoint import FileSystemReader, Metadata, TensorStorageMetadata, load
 
+from dynamo_lightning.errors import MissingFileError, UserError
+
 WRITERS = {
     "state_dict": (ModelParallelStrategy, "fsdp2"),
     "model": (FSDPStrategy, "FSDPStrategy with state_dict_type sharded"),
@@ -31,15 +33,15 @@ def check_strategy(ckpt_path: str, strategy: Strategy) -> None:
     """Refuse shards that the strategy could not load, before anything is done.
 
     Raises:
-        FileNotFoundError: If a shard is missing.
-        ValueError: If another strategy wrote them.
+        MissingFileError: If a shard is missing.
+        UserError: If another strategy wrote them.
     """
     path = Path(ckpt_path)
     if not is_sharded(path):
         return
     writer, name = WRITERS[weights_key(read_metadata(path), path)]
     if not isinstance(strategy, writer):
-        raise ValueError(
+        raise UserError(
             f"ckpt_path: {ckpt_path} was written in shards by trainer.strategy {name}, which "
             f"{type(strategy).__name__} cannot load: resume with that strategy, on any number of processes, or "
             "export the policy and start from there"
@@ -50,7 +52,7 @@ def check_shapes(saved: Mapping[str, Size], own: Mapping[str, Size], model_name:
     """Raise a ValueError that names the first parameter of a checkpoint that the policy does not have like this."""
     for name, shape in saved.items():
         if own.get(name) != shape:
-            raise ValueError(
+            raise UserError(
                 f"ckpt_path: the checkpoint is of another policy than model.model_name={model_name}: {name} is "
                 f"{list(shape)} in the checkpoint, {list(own[name]) if name in own else 'not there'} in the policy"
             )
@@ -65,8 +67,8 @@ def weight_shapes(ckpt_path: str) -> dict[str, Size]:
     """Shape of each weight in a checkpoint, by name; nothing large is read.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint, or a shard is missing.
-        ValueError: If it is no checkpoint of Lightning's.
+        MissingFileError: If there is no such checkpoint, or a shard is missing.
+        UserError: If it is no checkpoint of Lightning's.
     """
     path = Path(ckpt_path)
     if not is_sharded(path):
@@ -99,13 +101,13 @@ def read_metadata(path: Path) -> Metadata:
     """What a folder of shards holds.
 
     Raises:
-        FileNotFoundError: If a shard is missing.
+        MissingFileError: If a shard is missing.
     """
     metadata = FileSystemReader(path).read_metadata()
     wanted = {info.relative_path for info in metadata.storage_data.values()}
     missing = sorted(name for name in wanted if not (path / name).is_file())
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"ckpt_path: {path} is not complete: {len(missing)} of {len(wanted)} shards are missing, {missing[0]} first"
         )
     return metadata
@@ -116,14 +118,14 @@ def weights_key(metadata: Metadata, path: Path) -> str:
     for key in WRITERS:
         if any(name.startswith(f"{key}.") for name in metadata.state_dict_metadata):
             return key
-    raise ValueError(f"ckpt_path: {path} has shards, but not of a Lightning checkpoint")
+    raise UserError(f"ckpt_path: {path} has shards, but not of a Lightning checkpoint")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     """A checkpoint of one file, its tensors still on disk."""
     if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path: there is no checkpoint {path}")
+        raise MissingFileError(f"ckpt_path: there is no checkpoint {path}")
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path: {path} is not a Lightning checkpoint")
+        raise UserError(f"ckpt_path: {path} is not a Lightning checkpoint")
     return checkpoint

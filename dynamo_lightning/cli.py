@@ -23,6 +23,7 @@ from lightning.pytorch.cli import (
 from dynamo_lightning import __version__
 from dynamo_lightning.checkpoints import check_strategy
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.errors import MissingFileError, RunError, UserError
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.report import compare
 from dynamo_lightning.warm_start import Demonstrations, warm_start
@@ -33,6 +34,8 @@ HARMLESS_WARNINGS = (
     r".*your dataloader is not resumable",  # the data module keeps the stream's place
     r"Experiment logs directory .* exists and is not empty",  # two loggers share the run's folder
 )
+ONE_LINE_ERRORS = (ArgumentError, UserError, RunError, MisconfigurationException)
+"""The parser's, ours and Lightning's words about a user's mistake; any other exception is a bug with its traceback."""
 SUBCOMMANDS = {
     **LightningCLI.subcommands(),
     "warm_start": {"model", "datamodule"},
@@ -188,10 +191,12 @@ class DynamoCLI(LightningCLI):
         """As Lightning's, after a look at the checkpoint."""
         ckpt_path = self.config[subcommand].get("ckpt_path")
         if ckpt_path in ("last", "best"):
-            raise ValueError(
+            raise UserError(
                 f"ckpt_path={ckpt_path} would be looked for in the new log folder of this command: give the file, such "
                 f"as runs/{self.config[subcommand].name}/version_0/checkpoints/last.ckpt"
             )
+        if ckpt_path is not None and not Path(ckpt_path).exists():
+            raise MissingFileError(f"ckpt_path: there is no checkpoint {ckpt_path}")
         if ckpt_path is not None and subcommand != "export":
             check_strategy(ckpt_path, self.trainer.strategy)
         super()._run_subcommand(subcommand)
@@ -217,17 +222,6 @@ def next_version(folders: set[Path]) -> int:
     names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
     taken = [int(match[1]) for name in names if (match := re.fullmatch(r"version_(\d+)", name))]
     return max(taken, default=-1) + 1
-
-
-def is_users_mistake(error: Exception) -> bool:
-    """Whether the message alone says all: Lightning's usage errors, and the errors that our own code raises."""
-    if isinstance(error, MisconfigurationException | FileNotFoundError):
-        return True
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    raised_in = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
-    return isinstance(error, ValueError | RuntimeError) and raised_in.startswith("dynamo_lightning.")
 
 
 def main(args: ArgsType = None) -> DynamoCLI | None:
@@ -262,9 +256,5 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
             parser_kwargs={"prog": "python -m dynamo_lightning"},
             args=args,
         )
-    except ArgumentError as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        if not is_users_mistake(error):
-            raise
+    except ONE_LINE_ERRORS as error:
         sys.exit(f"error: {error}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
+from dynamo_lightning.errors import RunError
 from dynamo_lightning.policy.packing import balance
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
 from dynamo_lightning.rollout.ahead import RolloutsAhead
@@ -138,7 +139,7 @@ class RolloutCollector:
         """Outcomes of all ranks' rollouts, by prompt and sample index, on every rank.
 
         Raises:
-            RuntimeError: If more rewards failed than `model.scoring.max_failure_share` allows.
+            RunError: If more rewards failed than `model.scoring.max_failure_share` allows.
         """
         own = [
             Outcome(rollout.prompt.prompt_id, rollout.sample_index, score, len(rollout.token_ids), rollout.truncated)
@@ -159,7 +160,7 @@ class RolloutCollector:
             return tuple(outcomes)
         kept = tuple(outcome for outcome in outcomes if outcome.score.failure is None)
         if not kept:
-            raise RuntimeError(f"all {len(outcomes)} rollouts of the batch were dropped: no reward could be computed")
+            raise RunError(f"all {len(outcomes)} rollouts of the batch were dropped: no reward could be computed")
         return kept
 
 

@@ -22,6 +22,7 @@ from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.data.stream import EvaluationStream, PromptStream
 from dynamo_lightning.distributed import run_seed
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
 from dynamo_lightning.types import Outcome, Prompt, PromptBatch
 
@@ -94,7 +95,7 @@ class RolloutDataModule(L.LightningDataModule):
             ("eval_rollouts_per_prompt", eval_rollouts_per_prompt),
         ):
             if value < 1:
-                raise ValueError(f"data.{option} must be at least 1, got {value}")
+                raise UserError(f"data.{option} must be at least 1, got {value}")
         self.sources = {
             "train": [train] if train is not None else [],
             "val": val or [],
@@ -135,10 +136,10 @@ class RolloutDataModule(L.LightningDataModule):
             if group in self._prompts:
                 continue
             if not self.sources[group] and not (stage == "fit" and group == "val"):
-                raise ValueError(f"{stage} needs prompts: set data.{group}")
+                raise UserError(f"{stage} needs prompts: set data.{group}")
             labels = [source.label for source in self.sources[group]]
             if len(set(labels)) < len(labels):
-                raise ValueError(f"data.{group}: two data sets have one name, {labels}: tell them apart by `name`")
+                raise UserError(f"data.{group}: two data sets have one name, {labels}: tell them apart by `name`")
             if not self.sources[group]:
                 self._prompts[group] = []
                 continue
@@ -173,7 +174,7 @@ class RolloutDataModule(L.LightningDataModule):
             check: Raises `ValueError` for an answer that the reward could never match.
 
         Raises:
-            ValueError: Naming the file, the row and the prompt.
+            UserError: Naming the file, the row and the prompt.
         """
         for group, data_sets in self._prompts.items():
             for source, prompts in zip(self.sources[group], data_sets, strict=True):
@@ -181,7 +182,7 @@ class RolloutDataModule(L.LightningDataModule):
                     try:
                         check(prompt.answer)
                     except ValueError as error:
-                        raise ValueError(
+                        raise UserError(
                             f"data set {prompt.source}, row {prompt.row} of {source.path!r} (counting from 0), "
                             f"prompt {prompt.question[:80]!r}: {error}"
                         ) from None

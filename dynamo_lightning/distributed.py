@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dynamo_lightning.errors import RunError
+
 T = TypeVar("T")
 
 
@@ -71,11 +73,11 @@ def stop_together(message: str) -> None:
         message: Empty if nothing went wrong on this rank.
 
     Raises:
-        RuntimeError: With the first message that is not empty.
+        RunError: With the first message that is not empty.
     """
     messages = gather_objects([message] if message else [])
     if messages:
-        raise RuntimeError(messages[0])
+        raise RunError(messages[0])
 
 
 def max_over_ranks(value: int, device: torch.device) -> int:

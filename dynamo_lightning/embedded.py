@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynamo_lightning.errors import MissingFileError
+
 PREFIX = "embedded:"
 ASSETS = Path(__file__).parent / "assets"
 
@@ -15,7 +17,7 @@ def local_path(name: str) -> str:
         name: `embedded:` and a path within the package's `assets` folder, or anything else.
 
     Raises:
-        FileNotFoundError: If there is no such embedded file; the message lists those there are.
+        MissingFileError: If there is no such embedded file; the message lists those there are.
     """
     if not name.startswith(PREFIX):
         return name
@@ -25,4 +27,4 @@ def local_path(name: str) -> str:
     if wanted and any(file == wanted or file.startswith(f"{wanted}/") for file in available):
         return str(ASSETS / wanted)
     listed = ", ".join(PREFIX + file for file in available) or "none in this installation"
-    raise FileNotFoundError(f"there is no {name!r}; embedded files: {listed}")
+    raise MissingFileError(f"there is no {name!r}; embedded files: {listed}")

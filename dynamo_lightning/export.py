@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from dynamo_lightning.checkpoints import read_weights, shapes_of
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import load_policy
 from dynamo_lightning.policy.lora import merged_parameters
 
@@ -32,12 +33,12 @@ def export_policy(
         dtype: Type of the written weights; by default that of the checkpoint.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the folder is not empty, or the checkpoint is of another model.
+        MissingFileError: If there is no such checkpoint.
+        UserError: If the folder is not empty, or the checkpoint is of another model.
     """
     target = Path(output_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"output_dir {output_dir} is there already and not an empty folder")
+        raise UserError(f"output_dir {output_dir} is there already and not an empty folder")
     weights = read_weights(ckpt_path)
     model.configure_model()
     model.check_weights(shapes_of(weights))

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynamo_lightning.allocation.records import FloatArray
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
 from dynamo_lightning.policy.packing import make_micro_batch, micro_batches
 from dynamo_lightning.policy.reading import head_inputs, vocabulary_head
@@ -70,11 +71,11 @@ class KernelMoments:
             group_size: n, at least 2; not necessarily whole, to compare with a mean group size.
 
         Raises:
-            ValueError: If the group is smaller than 2: it has no leave-one-out gradient.
+            UserError: If the group is smaller than 2: it has no leave-one-out gradient.
         """
         n = group_size
         if n < 2:
-            raise ValueError(f"a group of {n:g} rollouts has no leave-one-out gradient, at least 2 are needed")
+            raise UserError(f"a group of {n:g} rollouts has no leave-one-out gradient, at least 2 are needed")
         return (4 * (n - 2) * self.zeta1 + 2 * self.zeta2) / (n * (n - 1))
 
 
@@ -87,7 +88,7 @@ def leave_one_out_gradient(rewards: ArrayLike, scores: ArrayLike, counts: ArrayL
         counts: How often each occurred, `[num_distinct]`; once each by default. `n` is their sum.
 
     Raises:
-        ValueError: If there are fewer than 2 rollouts.
+        UserError: If there are fewer than 2 rollouts.
     """
     r, s, c, n = _checked(rewards, scores, counts, at_least=2)
     return (c * (r - (c * r).sum() / n)) @ s / (n - 1)
@@ -106,7 +107,7 @@ def kernel_moments(rewards: ArrayLike, scores: ArrayLike, counts: ArrayLike | No
         counts: How often each occurred, `[num_distinct]`; once each by default. Short responses repeat a lot.
 
     Raises:
-        ValueError: If there are fewer than 4 rollouts, from which ‖∇J‖² cannot be told.
+        UserError: If there are fewer than 4 rollouts, from which ‖∇J‖² cannot be told.
     """
     r, s, c, n = _checked(rewards, scores, counts, at_least=4)
     # The kernel sees differences only; centred numbers lose fewer digits in the sums below.
@@ -136,10 +137,10 @@ def _checked(
     r, s = np.asarray(rewards, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     c = np.ones(len(r)) if counts is None else np.asarray(counts, dtype=np.float64)
     if s.ndim != 2 or not len(r) == len(s) == len(c):
-        raise ValueError(f"rewards, scores and counts differ in length: {r.shape}, {s.shape}, {c.shape}")
+        raise UserError(f"rewards, scores and counts differ in length: {r.shape}, {s.shape}, {c.shape}")
     n = float(c.sum())
     if n < at_least:
-        raise ValueError(f"{n:g} rollouts are too few, at least {at_least} are needed")
+        raise UserError(f"{n:g} rollouts are too few, at least {at_least} are needed")
     return r, s, c, n
 
 
@@ -261,7 +262,7 @@ def head_scores(
         `[num_rollouts, num_projections]`, float32.
 
     Raises:
-        ValueError: If the vocabulary head is not a linear layer.
+        UserError: If the vocabulary head is not a linear layer.
     """
     layer = vocabulary_head(policy)
     projection = HeadProjection.draw(layer.out_features, layer.in_features, num_projections, seed, policy.device)

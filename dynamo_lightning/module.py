@@ -26,6 +26,7 @@ from torch import Size
 from dynamo_lightning import strategies
 from dynamo_lightning.checkpoints import check_shapes, shapes_of
 from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
 from dynamo_lightning.losses.advantages import assign_advantages
@@ -109,16 +110,16 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
     ) -> None:
         super().__init__()
         if gradient_clip_val is not None and gradient_clip_val <= 0:
-            raise ValueError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
+            raise UserError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
         if eval_temperature <= 0:
-            raise ValueError(f"model.eval_temperature must be positive, got {eval_temperature}")
+            raise UserError(f"model.eval_temperature must be positive, got {eval_temperature}")
         if one_step_off and not generator.works_ahead:
-            raise ValueError(
+            raise UserError(
                 "model.one_step_off=true needs a generator that works beside the update, which this model.generator "
                 "does not: use dynamo_lightning.rollout.vllm_server.VLLMServerGenerator"
             )
         if one_step_off and dynamic_sampling is not None:
-            raise ValueError("model.one_step_off=true does not go with model.dynamic_sampling: set one of them to null")
+            raise UserError("model.one_step_off=true does not go with model.dynamic_sampling: set one of them to null")
         self.one_step_off = one_step_off
         self.automatic_optimization = False
         self.model_name = model_name
@@ -150,7 +151,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         ):
             value = getattr(self.trainer, flag)
             if value != default:
-                raise ValueError(f"trainer.{flag}={value} does not apply to a policy update: use {instead}")
+                raise UserError(f"trainer.{flag}={value} does not apply to a policy update: use {instead}")
         return [CloseOnException()]
 
     def configure_model(self) -> None:
@@ -176,17 +177,15 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            raise ValueError("lr_scheduler ReduceLROnPlateau needs a metric at every step: choose another schedule")
+            raise UserError("lr_scheduler ReduceLROnPlateau needs a metric at every step: choose another schedule")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
         if self.one_step_off and self.datamodule.pilot:
-            raise ValueError(
-                f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0"
-            )
+            raise UserError(f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0")
         if self.collector.generator.separate_engine and isinstance(self.trainer.strategy, FSDPStrategy):
-            raise ValueError(
+            raise UserError(
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
                 f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
             )
@@ -200,7 +199,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             ("model.evaluation.maj_at_k", self.evaluation.maj_at_k),
         ):
             if stage in ("validate", "test", "fit") and ks and not 1 <= min(ks) <= max(ks) <= num_samples:
-                raise ValueError(
+                raise UserError(
                     f"{option}={ks} needs at least {max(ks)} responses for each prompt and every k at least 1, but "
                     f"data.eval_rollouts_per_prompt is {num_samples}"
                 )
@@ -209,18 +208,18 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         """Find out before anything is sampled what would stop the run later, or what two parts disagree about.
 
         Raises:
-            ValueError: Names the options.
+            UserError: Names the options.
         """
         longest = self.datamodule.longest_training_prompt() + self.sampling.max_response_length
         if longest > self.update_config.max_tokens_per_micro_batch:
-            raise ValueError(
+            raise UserError(
                 f"the longest prompt and a response of model.sampling.max_response_length="
                 f"{self.sampling.max_response_length} have {longest} tokens together, but "
                 f"model.updates.max_tokens_per_micro_batch is {self.update_config.max_tokens_per_micro_batch}: raise it"
             )
         threshold = getattr(self.loss.advantage, "success_threshold", self.datamodule.success_threshold)
         if threshold != self.datamodule.success_threshold:
-            raise ValueError(
+            raise UserError(
                 f"model.loss.advantage takes rewards from {threshold} on as right, data.success_threshold="
                 f"{self.datamodule.success_threshold}: set both to the same"
             )
@@ -351,6 +350,6 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         """Check the shapes of weights that are to be loaded, by their names in the state dict.
 
         Raises:
-            ValueError: Naming the first that the policy does not have like this.
+            UserError: Naming the first that the policy does not have like this.
         """
         check_shapes(saved, shapes_of(self.state_dict()), self.model_name)

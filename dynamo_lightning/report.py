@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynamo_lightning.errors import UserError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -205,7 +207,7 @@ def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
         console: Where to print, by default standard output.
 
     Raises:
-        ValueError: If a folder has no `summary.json`.
+        UserError: If a folder has no `summary.json`.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -215,7 +217,7 @@ def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
     for folder in run_folders:
         path = Path(folder) / "summary.json"
         if not path.is_file():
-            raise ValueError(f"{path} does not exist: a run writes it when it ends; is {folder} a run's log folder?")
+            raise UserError(f"{path} does not exist: a run writes it when it ends; is {folder} a run's log folder?")
         summaries[os.path.normpath(folder)] = json.loads(path.read_text())
     scores = {name for s in summaries.values() for name in {**(s["before"] or {}), **(s["after"] or {})}}
     names = sorted(filter(is_headline, scores))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from dynamo_lightning.data.templates import resolve_template
 from dynamo_lightning.distributed import run_seed
+from dynamo_lightning.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,22 +49,22 @@ def load_demonstrations(
     """Token ids of each prompt and of its response with the end-of-sequence token.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a column is missing or the file is empty.
+        MissingFileError: If there is no such file.
+        UserError: If a column is missing or the file is empty.
     """
     from datasets import Dataset
 
     if not Path(demonstrations.path).is_file():
-        raise FileNotFoundError(f"demonstrations.path: there is no file {demonstrations.path}")
+        raise MissingFileError(f"demonstrations.path: there is no file {demonstrations.path}")
     rows = Dataset.from_json(demonstrations.path)
     for option in ("prompt_column", "response_column"):
         if getattr(demonstrations, option) not in rows.column_names:
-            raise ValueError(
+            raise UserError(
                 f"demonstrations.{option}={getattr(demonstrations, option)!r} is not a column of "
                 f"{demonstrations.path}, which has {rows.column_names}"
             )
     if len(rows) == 0:
-        raise ValueError(f"demonstrations.path: {demonstrations.path} has no rows")
+        raise UserError(f"demonstrations.path: {demonstrations.path} has no rows")
     template = resolve_template(demonstrations.template, "demonstrations.template")
     assert template is not None
     prompts = [template.replace("{prompt}", prompt) for prompt in rows[demonstrations.prompt_column]]

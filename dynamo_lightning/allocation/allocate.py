@@ -19,6 +19,7 @@ from dynamo_lightning.allocation.variance import (
     sample_bernoulli_variance,
     variance_ratio,
 )
+from dynamo_lightning.errors import UserError
 
 __all__ = [
     "Cost",
@@ -66,7 +67,7 @@ def allocate_rollouts(
         Group sizes, `[num_prompts]`, in the order of the prompts.
 
     Raises:
-        ValueError: If the bounds contradict each other, the rule or the budget, an id occurs twice, what the rule uses
+        UserError: If the bounds contradict each other, the rule or the budget, an id occurs twice, what the rule uses
             is missing, out of range or not finite, or the budget counts tokens and the estimate has no lengths.
     """
     prompt_ids = np.asarray(prompt_ids, dtype=np.int64)
@@ -78,12 +79,12 @@ def allocate_rollouts(
 
     ids, counts = np.unique(prompt_ids, return_counts=True)
     if (counts > 1).any():
-        raise ValueError(f"prompt id {ids[counts > 1][0]} occurs {counts.max()} times in one batch")
+        raise UserError(f"prompt id {ids[counts > 1][0]} occurs {counts.max()} times in one batch")
     _check_bounds(num_prompts, budget, min_rollouts, max_rollouts, rule, accept_skip_bias)
     used = getattr(estimate, rule.uses)
     bad = ~(np.isfinite(used) & (used >= 0))
     if bad.any():
-        raise ValueError(
+        raise UserError(
             f"{type(rule).__name__} needs a {rule.uses} that is finite and at least 0, prompt id {prompt_ids[bad][0]} "
             f"has {used[bad][0]}"
         )
@@ -102,22 +103,22 @@ def _check_bounds(
     """Raise a ValueError if no allocation, or none that the rule allows, meets the bounds and the budget."""
     name, least = type(rule).__name__, rule.minimum_group_size
     if min_rollouts == 0 and rule.skipping_biases and not accept_skip_bias:
-        raise ValueError(
+        raise UserError(
             f"data.min_rollouts=0 leaves prompts out, and the gradient that {name} keeps unbiased becomes biased: set "
             f"data.accept_skip_bias=true to accept that, or data.min_rollouts to at least {least}"
         )
     if min_rollouts < least and not (min_rollouts == 0 and rule.skips):
-        raise ValueError(f"data.min_rollouts={min_rollouts} is less than {least}, which {name} needs")
+        raise UserError(f"data.min_rollouts={min_rollouts} is less than {least}, which {name} needs")
     if max(min_rollouts, SMALLEST_GROUP if min_rollouts == 0 else 0) > max_rollouts:
-        raise ValueError(f"data.min_rollouts={min_rollouts} is more than data.max_rollouts={max_rollouts} allows")
+        raise UserError(f"data.min_rollouts={min_rollouts} is more than data.max_rollouts={max_rollouts} allows")
     if not num_prompts * min_rollouts <= budget <= num_prompts * max_rollouts:
-        raise ValueError(
+        raise UserError(
             f"a budget of {budget} rollouts (data.rollouts_per_prompt times {num_prompts} prompts) is not between "
             f"{num_prompts} × {min_rollouts} (data.min_rollouts) = {num_prompts * min_rollouts} and "
             f"{num_prompts} × {max_rollouts} (data.max_rollouts) = {num_prompts * max_rollouts}"
         )
     if min_rollouts == 0 and (budget == 1 or (max_rollouts == SMALLEST_GROUP and budget % 2)):
-        raise ValueError(
+        raise UserError(
             f"a budget of {budget} rollouts cannot be split into groups of {SMALLEST_GROUP} to "
             f"{max_rollouts} (data.max_rollouts), which data.min_rollouts=0 asks for"
         )
@@ -126,15 +127,15 @@ def _check_bounds(
 def _token_costs(estimate: Estimate, prompt_ids: IntArray, rule: AllocationRule) -> FloatArray:
     """Return the expected tokens of one response of each prompt; 1 for all as long as no length was seen."""
     if not rule.counts_tokens:
-        raise ValueError(f"data.cost=tokens does not apply to {type(rule).__name__}, which counts rollouts only")
+        raise UserError(f"data.cost=tokens does not apply to {type(rule).__name__}, which counts rollouts only")
     lengths = estimate.response_length
     if lengths is None:
-        raise ValueError("data.cost=tokens needs expected response lengths, the estimate has none")
+        raise UserError("data.cost=tokens needs expected response lengths, the estimate has none")
     if np.isnan(lengths).all() or ((lengths == lengths[0]).all() and lengths[0] > 0):
         return np.ones(len(lengths))
     bad = ~(np.isfinite(lengths) & (lengths > 0))
     if bad.any():
-        raise ValueError(
+        raise UserError(
             f"expected response lengths must be finite and positive, prompt id {prompt_ids[bad][0]} has "
             f"{lengths[bad][0]}"
         )

@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
 from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
 from dynamo_lightning.allocation.rules import AllocationRule
+from dynamo_lightning.errors import UserError
 
 LEAST_PART = 2
 """Rollouts that either stage needs of every prompt, for its own leave-one-out advantages."""
@@ -41,14 +42,14 @@ def commit_bounds(num_prompts: int, budget: int, pilot: int, min_rollouts: int, 
     """Return the bounds of the commit sizes, such that pilot and commit together keep the prompts' bounds.
 
     Raises:
-        ValueError: If pilot or commit cannot have two rollouts for each prompt.
+        UserError: If pilot or commit cannot have two rollouts for each prompt.
     """
     if min_rollouts == 0:
-        raise ValueError(f"data.pilot={pilot} gives rollouts to every prompt: it does not go with data.min_rollouts=0")
+        raise UserError(f"data.pilot={pilot} gives rollouts to every prompt: it does not go with data.min_rollouts=0")
     if pilot < LEAST_PART:
-        raise ValueError(f"data.pilot={pilot} is less than {LEAST_PART}, which leave-one-out advantages need")
+        raise UserError(f"data.pilot={pilot} is less than {LEAST_PART}, which leave-one-out advantages need")
     if max_rollouts < pilot + LEAST_PART or budget < num_prompts * (pilot + LEAST_PART):
-        raise ValueError(
+        raise UserError(
             f"data.pilot={pilot} leaves too little: {num_prompts} prompts need {LEAST_PART} more rollouts each, but "
             f"data.max_rollouts={max_rollouts} and the budget is {budget} (data.rollouts_per_prompt times prompts)"
         )
@@ -81,7 +82,7 @@ def pilot_weights(
         The weights, `[num_prompts]`, in (0, 1).
 
     Raises:
-        ValueError: As `commit_bounds` and `allocate_rollouts`.
+        UserError: As `commit_bounds` and `allocate_rollouts`.
     """
     num_prompts = len(estimate.bernoulli_variance)
     bounds = commit_bounds(num_prompts, budget, pilot, min_rollouts, max_rollouts)
@@ -117,7 +118,7 @@ def allocate_commit(
         The commit sizes, `[num_prompts]`.
 
     Raises:
-        ValueError: As `commit_bounds` and `allocate_rollouts`.
+        UserError: As `commit_bounds` and `allocate_rollouts`.
     """
     num_prompts = len(estimate.bernoulli_variance)
     bounds = commit_bounds(num_prompts, budget, pilot, min_rollouts, max_rollouts)

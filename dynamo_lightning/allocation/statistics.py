@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.records import BoolArray, Estimate, FloatArray, IntArray
+from dynamo_lightning.errors import UserError
 
 __all__ = ["Estimate", "PromptStatistics"]
 
@@ -88,27 +89,27 @@ class PromptStatistics:
                 `cost: tokens` needs them.
 
         Raises:
-            ValueError: If shapes differ, an id occurs twice, not `0 ≤ successes ≤ counts`, there are fewer tokens than
+            UserError: If shapes differ, an id occurs twice, not `0 ≤ successes ≤ counts`, there are fewer tokens than
                 responses, or time runs backwards. The statistics are then unchanged.
         """
         ids = _as_ids(prompt_ids)
         k, n = np.asarray(successes, dtype=np.float64), np.asarray(counts, dtype=np.float64)
         if not ids.shape == k.shape == n.shape:
-            raise ValueError(f"prompt_ids, successes and counts differ in shape: {ids.shape}, {k.shape}, {n.shape}")
+            raise UserError(f"prompt_ids, successes and counts differ in shape: {ids.shape}, {k.shape}, {n.shape}")
         tokens = np.asarray(response_tokens, dtype=np.float64) if response_tokens is not None else np.zeros(len(ids))
         if tokens.shape != ids.shape:
-            raise ValueError(f"prompt_ids and response_tokens differ in shape: {ids.shape}, {tokens.shape}")
+            raise UserError(f"prompt_ids and response_tokens differ in shape: {ids.shape}, {tokens.shape}")
         order = np.argsort(ids, kind="stable")
         ids, k, n, tokens = ids[order], k[order], n[order], tokens[order]
         twice = ids[1:][ids[1:] == ids[:-1]]
         if len(twice):
-            raise ValueError(f"prompt id {twice[0]} occurs more than once in one call: add up its outcomes first")
+            raise UserError(f"prompt id {twice[0]} occurs more than once in one call: add up its outcomes first")
         bad = ~((k >= 0) & (k <= n) & np.isfinite(n))
         if bad.any():
-            raise ValueError(f"prompt id {ids[bad][0]} has {k[bad][0]:g} successes in {n[bad][0]:g} rollouts")
+            raise UserError(f"prompt id {ids[bad][0]} has {k[bad][0]:g} successes in {n[bad][0]:g} rollouts")
         bad = ~((tokens >= n) & np.isfinite(tokens)) & (response_tokens is not None)
         if bad.any():
-            raise ValueError(f"prompt id {ids[bad][0]} has {tokens[bad][0]:g} tokens in {n[bad][0]:g} responses")
+            raise UserError(f"prompt id {ids[bad][0]} has {tokens[bad][0]:g} tokens in {n[bad][0]:g} responses")
         visited = n > 0
         ids, k, n, tokens = ids[visited], k[visited], n[visited], tokens[visited]
 
@@ -135,7 +136,7 @@ class PromptStatistics:
             iteration: The coming RL iteration.
 
         Raises:
-            ValueError: If one of the prompts was visited after `iteration`.
+            UserError: If one of the prompts was visited after `iteration`.
         """
         ids = _as_ids(prompt_ids)
         rows, known = self._find(ids)
@@ -171,17 +172,17 @@ class PromptStatistics:
         """Replace all statistics by saved ones; warn if the estimator's settings are other than they were.
 
         Raises:
-            ValueError: If they are another estimator's, or corrupt. The statistics are then unchanged.
+            UserError: If they are another estimator's, or corrupt. The statistics are then unchanged.
         """
         name, settings = type(self.estimator).__name__, self.estimator.settings()
         if state_dict.get("estimator") != name:
-            raise ValueError(f"the checkpoint has statistics of {state_dict.get('estimator')!r}, not of {name!r}")
+            raise UserError(f"the checkpoint has statistics of {state_dict.get('estimator')!r}, not of {name!r}")
         try:
             ids, last_visit, state = self._checked_arrays(state_dict)
             self.estimator.check_state(state[: len(self.estimator.columns)])
             _check_lengths(state[len(self.estimator.columns) :])
         except ValueError as error:
-            raise ValueError(f"the checkpoint's prompt statistics are corrupt: {error}") from error
+            raise UserError(f"the checkpoint's prompt statistics are corrupt: {error}") from error
         if state_dict["settings"] != settings:
             warnings.warn(
                 f"{name} goes on with {settings}, but old outcomes were added up with {state_dict['settings']}",
@@ -198,22 +199,22 @@ class PromptStatistics:
         """Return copies of the saved ids, last visits and columns; ValueError if they cannot be."""
         missing = {"settings", "prompt_ids", "last_visit", "columns"} - state_dict.keys()
         if missing or set(state_dict["columns"]) != set(self._columns):
-            raise ValueError(f"missing {sorted(missing)}" if missing else f"columns {sorted(state_dict['columns'])}")
+            raise UserError(f"missing {sorted(missing)}" if missing else f"columns {sorted(state_dict['columns'])}")
         columns = {column: state_dict["columns"][column] for column in self._columns}
         tensors = {"prompt_ids": state_dict["prompt_ids"], "last_visit": state_dict["last_visit"], **columns}
         for key, tensor in tensors.items():
             dtype = torch.float64 if key in columns else torch.int64
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.ndim != 1:
-                raise ValueError(f"{key!r} is not a vector of {dtype}")
+                raise UserError(f"{key!r} is not a vector of {dtype}")
             if len(tensor) != len(tensors["prompt_ids"]):
-                raise ValueError(f"{key!r} has length {len(tensor)}, 'prompt_ids' {len(tensors['prompt_ids'])}")
+                raise UserError(f"{key!r} has length {len(tensor)}, 'prompt_ids' {len(tensors['prompt_ids'])}")
             if not torch.isfinite(tensor).all():
-                raise ValueError(f"{key!r} is not finite everywhere")
+                raise UserError(f"{key!r} is not finite everywhere")
         ids, last_visit = (tensors[key].cpu().numpy().copy() for key in ("prompt_ids", "last_visit"))
         if (ids[1:] <= ids[:-1]).any():
-            raise ValueError("'prompt_ids' are not sorted or occur twice")
+            raise UserError("'prompt_ids' are not sorted or occur twice")
         if (last_visit < 0).any():
-            raise ValueError(f"'last_visit' has the negative value {last_visit.min()}")
+            raise UserError(f"'last_visit' has the negative value {last_visit.min()}")
         return ids, last_visit, np.stack([tensor.cpu().numpy() for tensor in columns.values()])
 
     def _find(self, ids: IntArray) -> tuple[IntArray, BoolArray]:
@@ -230,7 +231,7 @@ class PromptStatistics:
         elapsed[known] = iteration - self._last_visit[rows[known]]
         if (elapsed < 0).any():
             late = np.flatnonzero(elapsed < 0)[0]
-            raise ValueError(
+            raise UserError(
                 f"iteration {iteration} lies before iteration {self._last_visit[rows[late]]}, "
                 f"in which prompt id {ids[late]} was visited"
             )
@@ -242,12 +243,12 @@ def _check_lengths(lengths: FloatArray) -> None:
     tokens, responses = lengths
     if not ((responses >= 0) & (tokens >= responses)).all():
         row = np.flatnonzero(~((responses >= 0) & (tokens >= responses)))[0]
-        raise ValueError(f"{tokens[row]:g} 'response_tokens' in {responses[row]:g} 'responses'")
+        raise UserError(f"{tokens[row]:g} 'response_tokens' in {responses[row]:g} 'responses'")
 
 
 def _as_ids(prompt_ids: ArrayLike) -> IntArray:
     """Return ids as a vector; ValueError if they are not integers, for a float cannot hold 63 bits."""
     ids = np.asarray(prompt_ids)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise ValueError(f"prompt_ids must be a vector of integers, got {ids.dtype} of shape {ids.shape}")
+        raise UserError(f"prompt_ids must be a vector of integers, got {ids.dtype} of shape {ids.shape}")
     return ids.astype(np.int64)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dynamo_lightning.data.rows import Row, column_names, get_column
 from dynamo_lightning.data.source import BOXED, PromptSource
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.rewards.math import last_boxed
 
 Messages = list[dict[str, Any]]
@@ -43,7 +44,7 @@ def merge_rows(rows: Iterable[Row], source: PromptSource, option: str) -> tuple[
         out because of conflicting answers.
 
     Raises:
-        ValueError: Naming the row that lacks a usable prompt or answer, or the two rows whose answers differ.
+        UserError: Naming the row that lacks a usable prompt or answer, or the two rows whose answers differ.
     """
     problems: dict[str, Problem] = {}
     num_rows = 0
@@ -54,7 +55,7 @@ def merge_rows(rows: Iterable[Row], source: PromptSource, option: str) -> tuple[
         first = problems.setdefault(key, Problem(number, prompt, answer, row, count=0))
         if first.answer != answer:
             if source.conflicting_answers == "refuse":
-                raise ValueError(
+                raise UserError(
                     f"{option}.path: rows {first.row_number} and {number} of {source.path!r} (counting from 0) have "
                     f"the same prompt but different answers, {first.answer!r} and {answer!r}: repair them, or leave "
                     f"such prompts out with {option}.conflicting_answers: drop"
@@ -63,7 +64,7 @@ def merge_rows(rows: Iterable[Row], source: PromptSource, option: str) -> tuple[
         first.count += 1
     kept = [problem for problem in problems.values() if not problem.conflicts]
     if problems and not kept:
-        raise ValueError(f"{option}.path: every prompt of {source.path!r} has conflicting answers")
+        raise UserError(f"{option}.path: every prompt of {source.path!r} has conflicting answers")
     return kept, num_rows, sum(problem.count for problem in problems.values() if problem.conflicts)
 
 
@@ -80,34 +81,34 @@ def _read_row(row: Row, number: int, source: PromptSource, option: str) -> tuple
         value = get_column(row, column)
         if value is None and number == 0 and column not in column_names(row):
             listed = ", ".join(column_names(row))
-            raise ValueError(f"{option}.{name}: {source.path!r} has nothing in {column!r}; its columns: {listed}")
+            raise UserError(f"{option}.{name}: {source.path!r} has nothing in {column!r}; its columns: {listed}")
         values.append(value)
     try:
         prompt = _extract_prompt(_read_prompt(values[0]), source.prompt_pattern)
     except ValueError as error:
-        raise ValueError(f"{option}.prompt_column={source.prompt_column!r}: {where} {error}") from None
+        raise UserError(f"{option}.prompt_column={source.prompt_column!r}: {where} {error}") from None
     try:
         answer = _extract_answer(_read_answer(values[1]), source.answer_pattern)
     except ValueError as error:
-        raise ValueError(f"{option}.answer_column={source.answer_column!r}: {where} {error}") from None
+        raise UserError(f"{option}.answer_column={source.answer_column!r}: {where} {error}") from None
     return prompt, answer
 
 
 def _read_prompt(value: Any) -> str | Messages:
     """Return a prompt column's value, messages without their empty fields; ValueError if it cannot be used."""
     if value is None or value == "" or value == []:
-        raise ValueError("has no prompt")
+        raise UserError("has no prompt")
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise ValueError(f"has a {type(value).__name__}, expected a string or a list of chat messages")
+        raise UserError(f"has a {type(value).__name__}, expected a string or a list of chat messages")
     messages = [{key: item for key, item in message.items() if item is not None} for message in value]
     if not all(isinstance(message.get("role"), str) for message in messages):
-        raise ValueError("has a chat message without a role")
+        raise UserError("has a chat message without a role")
     if not all(isinstance(message.get("content"), str) for message in messages):
-        raise ValueError("has a chat message whose content is not text")
+        raise UserError("has a chat message whose content is not text")
     if messages[-1]["role"] != "user":
-        raise ValueError(f"has chat messages that end with the role {messages[-1]['role']!r}, expected 'user'")
+        raise UserError(f"has chat messages that end with the role {messages[-1]['role']!r}, expected 'user'")
     return messages
 
 
@@ -117,7 +118,7 @@ def _extract_prompt(prompt: str | Messages, pattern: str | None) -> str | Messag
         return prompt
     match = re.search(pattern, question_of(prompt))
     if match is None or not match[1].strip():
-        raise ValueError(f"has a prompt that prompt_pattern={pattern!r} does not match: {question_of(prompt)[:80]!r}")
+        raise UserError(f"has a prompt that prompt_pattern={pattern!r} does not match: {question_of(prompt)[:80]!r}")
     return match[1] if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": match[1]}]
 
 
@@ -126,14 +127,14 @@ def _read_answer(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
         value = value[0]
     if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and value != value):
-        raise ValueError("has no answer")
+        raise UserError("has no answer")
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else repr(value)
-    raise ValueError(f"has the answer {value!r}, expected a string, a number, or a list of one of them")
+    raise UserError(f"has the answer {value!r}, expected a string, a number, or a list of one of them")
 
 
 def _extract_answer(text: str, pattern: str | None) -> str:
@@ -146,5 +147,5 @@ def _extract_answer(text: str, pattern: str | None) -> str:
         matches = list(re.finditer(pattern, text))
         answer = matches[-1][1] if matches else None
     if answer is None or not answer.strip():
-        raise ValueError(f"has no answer that answer_pattern={pattern!r} finds in {text[-80:]!r}")
+        raise UserError(f"has no answer that answer_pattern={pattern!r} finds in {text[-80:]!r}")
     return answer.strip()

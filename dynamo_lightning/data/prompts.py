@@ -18,6 +18,7 @@ from dynamo_lightning.data.problems import Messages, Problem, merge_rows, questi
 from dynamo_lightning.data.rows import read_rows, without_column
 from dynamo_lightning.data.source import PromptSource, check_settings
 from dynamo_lightning.data.templates import resolve_template
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Prompt
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def load_prompts(
         Different prompts in the order of their first rows, with counts of merged rows and of prompts left out.
 
     Raises:
-        FileNotFoundError: If the file or hub data set does not exist.
-        ValueError: If the settings contradict each other, a row lacks a usable prompt or answer, one prompt has two
+        MissingFileError: If the file or hub data set does not exist.
+        UserError: If the settings contradict each other, a row lacks a usable prompt or answer, one prompt has two
             answers, or every prompt is too long.
     """
     source = replace(source, template=resolve_template(source.template, f"{option}.template"))
@@ -98,7 +99,7 @@ def load_prompts(
             )
         )
     if not prompts:
-        raise ValueError(
+        raise UserError(
             f"{option}.path: all {len(problems)} prompts of {source.path!r} are longer than "
             f"data.max_prompt_length={max_prompt_length} tokens, the shortest has {shortest}"
         )
@@ -122,7 +123,7 @@ def _render(problem: Problem, source: PromptSource, tokenizer: PreTrainedTokeniz
     prompt = problem.prompt
     if source.template is not None:
         if not isinstance(prompt, str) and [message["role"] for message in prompt] != ["user"]:
-            raise ValueError(
+            raise UserError(
                 f"{option}.template={source.template!r} has a place for one message, but row {problem.row_number} of "
                 f"{source.path!r} (counting from 0) has {len(prompt)}: use null, the tokenizer's chat template"
             )
@@ -140,7 +141,7 @@ def _render(problem: Problem, source: PromptSource, tokenizer: PreTrainedTokeniz
             messages, tokenize=False, add_generation_prompt=True, **source.chat_template_kwargs
         )
     except TemplateError as error:
-        raise ValueError(
+        raise UserError(
             f"{option}.template: the tokenizer's chat template refuses row {problem.row_number} of {source.path!r} "
             f"(counting from 0): {error}"
         ) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_lightning.embedded import local_path
+from dynamo_lightning.errors import MissingFileError, UserError
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -31,20 +32,20 @@ def read_rows(path: str, subset: str | None, split: str, option: str) -> Iterato
         option: Where these settings stand in the config, for messages.
 
     Raises:
-        FileNotFoundError: If there is no such file or hub data set.
-        ValueError: If it cannot be read or is empty.
+        MissingFileError: If there is no such file or hub data set.
+        UserError: If it cannot be read or is empty.
     """
     try:
         file = Path(local_path(path)).expanduser()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{option}.path: {error}") from error
+        raise MissingFileError(f"{option}.path: {error}") from error
     is_local = file.suffix in LOCAL_SUFFIXES or path.startswith((".", "/", "~", "embedded:"))
     if is_local and not file.exists():
-        raise FileNotFoundError(f"{option}.path: there is no file {str(file)!r} (in {str(Path.cwd())!r})")
+        raise MissingFileError(f"{option}.path: there is no file {str(file)!r} (in {str(Path.cwd())!r})")
     if file.is_file() and file.suffix not in LOCAL_SUFFIXES:
-        raise ValueError(f"{option}.path: {path!r} is none of {', '.join(LOCAL_SUFFIXES)}")
+        raise UserError(f"{option}.path: {path!r} is none of {', '.join(LOCAL_SUFFIXES)}")
     if is_local and not file.is_dir() and (subset is not None or split != "train"):
-        raise ValueError(
+        raise UserError(
             f"{option}.subset={subset!r}, {option}.split={split!r}: the file {path!r} has none, leave them at null and "
             f"'train' ({option}.max_prompts takes the first rows only)"
         )
@@ -57,13 +58,13 @@ def read_rows(path: str, subset: str | None, split: str, option: str) -> Iterato
         except StopIteration:
             break
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{option}.path: cannot find {path!r}: {_first_line(error)}") from error
+            raise MissingFileError(f"{option}.path: cannot find {path!r}: {_first_line(error)}") from error
         except (OSError, ValueError, csv.Error) as error:
-            raise ValueError(f"{option}.path: cannot read {path!r}: {_first_line(error)}") from error
+            raise UserError(f"{option}.path: cannot read {path!r}: {_first_line(error)}") from error
         is_empty = False
         yield row
     if is_empty:
-        raise ValueError(f"{option}.path: {path!r} has no rows")
+        raise UserError(f"{option}.path: {path!r} has no rows")
 
 
 def get_column(row: Row, column: str) -> Any:
@@ -107,9 +108,9 @@ def _read_json(file: Path) -> Iterator[Row]:
             try:
                 parsed = row if is_list else json.loads(_decode(row))
             except ValueError as error:
-                raise ValueError(f"row {number} (counting from 0): {error}") from error
+                raise UserError(f"row {number} (counting from 0): {error}") from error
             if not isinstance(parsed, dict):
-                raise ValueError(f"row {number} (counting from 0) is a {type(parsed).__name__}, not an object")
+                raise UserError(f"row {number} (counting from 0) is a {type(parsed).__name__}, not an object")
             yield parsed
 
 
@@ -117,7 +118,7 @@ def _read_csv(file: Path) -> Iterator[Row]:
     """Yield the rows of a file with a header; all values stay text."""
     for number, row in enumerate(csv.DictReader(io.StringIO(_decode(file.read_bytes()), newline=""))):
         if None in row:
-            raise ValueError(f"row {number} (counting from 0) has more cells than the header")
+            raise UserError(f"row {number} (counting from 0) has more cells than the header")
         yield row
 
 
@@ -128,7 +129,7 @@ def _decode(content: bytes) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start)
         place = f"line {line} (counting from 0) " if b"\n" in content.rstrip() else ""
-        raise ValueError(f"{place}is not UTF-8, byte 0x{content[error.start]:02x}: convert the file") from None
+        raise UserError(f"{place}is not UTF-8, byte 0x{content[error.start]:02x}: convert the file") from None
 
 
 def _read_datasets(path: str, subset: str | None, split: str) -> Iterator[Row]:
@@ -143,7 +144,7 @@ def _read_datasets(path: str, subset: str | None, split: str) -> Iterator[Row]:
     except FileNotFoundError:
         raise
     except (datasets.exceptions.DatasetsError, StopIteration) as error:
-        raise ValueError(_first_line(error.__cause__ or error)) from error
+        raise UserError(_first_line(error.__cause__ or error)) from error
     for batch in dataset.iter(batch_size=1000):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))

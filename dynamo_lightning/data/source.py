@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynamo_lightning.data.rows import LOCAL_SUFFIXES
+from dynamo_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,27 +64,27 @@ class PromptSource:
 def check_settings(source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> None:
     """Raise a ValueError if settings contradict each other or the tokenizer."""
     if source.max_prompts is not None and source.max_prompts < 1:
-        raise ValueError(f"{option}.max_prompts={source.max_prompts} must be at least 1, or null for all")
+        raise UserError(f"{option}.max_prompts={source.max_prompts} must be at least 1, or null for all")
     for name, pattern in (("prompt_pattern", source.prompt_pattern), ("answer_pattern", source.answer_pattern)):
         if pattern is not None and (name, pattern) != ("answer_pattern", BOXED):
             _check_pattern(pattern, f"{option}.{name}={pattern!r}")
     if source.template is None:
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
+            raise UserError(
                 f"{option}.template is null, which takes the tokenizer's chat template, but {tokenizer.name_or_path!r} "
                 "has none: give a text with {prompt} in it"
             )
         fixed = {"conversation", "tokenize", "add_generation_prompt"} & source.chat_template_kwargs.keys()
         if fixed:
-            raise ValueError(f"{option}.chat_template_kwargs may not set {', '.join(sorted(fixed))}")
+            raise UserError(f"{option}.chat_template_kwargs may not set {', '.join(sorted(fixed))}")
         return
     if (source.system_prompt is None) == ("{system_prompt}" in source.template):
-        raise ValueError(
+        raise UserError(
             f"{option}.template={source.template!r} and {option}.system_prompt={source.system_prompt!r}: "
             "give a system prompt and its place {system_prompt}, or neither"
         )
     if source.chat_template_kwargs:
-        raise ValueError(f"{option}.chat_template_kwargs={source.chat_template_kwargs} needs {option}.template: null")
+        raise UserError(f"{option}.chat_template_kwargs={source.chat_template_kwargs} needs {option}.template: null")
 
 
 def _check_pattern(pattern: str, option: str) -> None:
@@ -91,6 +92,6 @@ def _check_pattern(pattern: str, option: str) -> None:
     try:
         num_groups = re.compile(pattern).groups
     except re.error as error:
-        raise ValueError(f"{option} is no regular expression: {error}") from None
+        raise UserError(f"{option} is no regular expression: {error}") from None
     if not num_groups:
-        raise ValueError(f"{option} has no group: put what to take in parentheses")
+        raise UserError(f"{option} has no group: put what to take in parentheses")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Prompt, PromptBatch
 
 
@@ -33,7 +34,7 @@ class PromptStream:
         drop_last: Whether a last batch with fewer prompts is dropped.
 
     Raises:
-        ValueError: If there is no prompt, no full batch under `drop_last`, or an argument is out of range.
+        UserError: If there is no prompt, no full batch under `drop_last`, or an argument is out of range.
     """
 
     def __init__(
@@ -45,9 +46,9 @@ class PromptStream:
         drop_last: bool = False,
     ) -> None:
         if prompts_per_batch < 1 or seed < 0:
-            raise ValueError(f"data.prompts_per_batch={prompts_per_batch} must be at least 1, seed={seed} at least 0")
+            raise UserError(f"data.prompts_per_batch={prompts_per_batch} must be at least 1, seed={seed} at least 0")
         if len(prompts) < (prompts_per_batch if drop_last else 1):
-            raise ValueError(
+            raise UserError(
                 f"{len(prompts)} prompts do not fill one batch of data.prompts_per_batch={prompts_per_batch}"
                 + (" (data.drop_last is true)" if drop_last else "")
             )
@@ -105,11 +106,11 @@ class PromptStream:
         """Go on from a saved place; call it before `iter()` yields.
 
         Raises:
-            ValueError: If the place is not one of integers from 0.
+            UserError: If the place is not one of integers from 0.
         """
         place = {key: state_dict.get(key) for key in self.state_dict()}
         if not all(isinstance(value, int) and value >= 0 for value in place.values()):
-            raise ValueError(f"corrupt place in the prompt stream: {place}")
+            raise UserError(f"corrupt place in the prompt stream: {place}")
         self.epoch, self.position, self.step, self.iteration = (state_dict[key] for key in place)
 
     def _order(self) -> NDArray[np.int64]:

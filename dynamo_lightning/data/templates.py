@@ -7,6 +7,8 @@ token that some tokenizers put in front of everything (Llama 3's `<|begin_of_tex
 
 from __future__ import annotations
 
+from dynamo_lightning.errors import UserError
+
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 
 TEMPLATES = {
@@ -30,10 +32,10 @@ def resolve_template(template: str | None, option: str = "template") -> str | No
     """Return the text that a name stands for; any text with `{prompt}`, and null, come back unchanged.
 
     Raises:
-        ValueError: If it is neither; the message names the option and lists the names.
+        UserError: If it is neither; the message names the option and lists the names.
     """
     if template is None or "{prompt}" in template:
         return template
     if template not in TEMPLATES:
-        raise ValueError(f"{option}={template!r} has no {{prompt}} and is none of {', '.join(TEMPLATES)}")
+        raise UserError(f"{option}={template!r} has no {{prompt}} and is none of {', '.join(TEMPLATES)}")
     return TEMPLATES[template]

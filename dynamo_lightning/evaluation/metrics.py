@@ -12,6 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from dynamo_lightning.errors import UserError
+
 _MAX_RESAMPLED = 2**18  # values of a bootstrap held at once
 
 
@@ -32,20 +34,20 @@ def pass_at_k(num_samples: Tensor, num_correct: Tensor, k: int) -> Tensor:
         The estimate for each problem, `[num_problems]`, float64 in [0, 1].
 
     Raises:
-        ValueError: If `k` < 1, if a problem has fewer than `k` samples, or if `c` is not within 0 … n.
+        UserError: If `k` < 1, if a problem has fewer than `k` samples, or if `c` is not within 0 … n.
     """
     if k < 1:
-        raise ValueError(f"pass@k needs k of at least 1, got {k}")
+        raise UserError(f"pass@k needs k of at least 1, got {k}")
     if num_samples.shape != num_correct.shape:
-        raise ValueError(
+        raise UserError(
             f"num_samples and num_correct differ in shape: {list(num_samples.shape)}, {list(num_correct.shape)}"
         )
     if num_samples.numel() and int(num_samples.min()) < k:
-        raise ValueError(f"pass@{k} needs at least {k} samples of each problem, one has {int(num_samples.min())}")
+        raise UserError(f"pass@{k} needs at least {k} samples of each problem, one has {int(num_samples.min())}")
     wrong = num_samples - num_correct
     if bool((wrong < 0).any()) or bool((num_correct < 0).any()):
         worst = int(torch.where((wrong < 0) | (num_correct < 0))[0][0])
-        raise ValueError(f"{int(num_correct[worst])} correct of {int(num_samples[worst])} samples is impossible")
+        raise UserError(f"{int(num_correct[worst])} correct of {int(num_samples[worst])} samples is impossible")
     attempts = torch.arange(k, dtype=torch.float64, device=num_samples.device)
     still_wrong = (wrong[:, None] - attempts).clamp(min=0) / (num_samples[:, None] - attempts)
     return 1 - still_wrong.prod(dim=1)
@@ -66,11 +68,11 @@ def majority_at_k(num_correct: int, num_wrong: Sequence[int], num_silent: int, k
         k: Number of votes, at least 1.
 
     Raises:
-        ValueError: If `k` < 1 or there are fewer than `k` samples.
+        UserError: If `k` < 1 or there are fewer than `k` samples.
     """
     num_samples = num_correct + sum(num_wrong) + num_silent
     if not 1 <= k <= num_samples:
-        raise ValueError(f"maj@{k} needs at least {max(k, 1)} samples of each problem and k ≥ 1, one has {num_samples}")
+        raise UserError(f"maj@{k} needs at least {max(k, 1)} samples of each problem and k ≥ 1, one has {num_samples}")
     return _majority(num_correct, tuple(sorted(num_wrong)), num_silent, k)
 
 
@@ -153,11 +155,11 @@ class PassAtK(Metric):
     def __init__(self, k: int, num_bootstrap: int = 1000, confidence: float = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if k < 1:
-            raise ValueError(f"pass@k needs k of at least 1, got {k}")
+            raise UserError(f"pass@k needs k of at least 1, got {k}")
         if num_bootstrap < 1:
-            raise ValueError(f"num_bootstrap must be at least 1, got {num_bootstrap}")
+            raise UserError(f"num_bootstrap must be at least 1, got {num_bootstrap}")
         if not 0 < confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+            raise UserError(f"confidence must lie between 0 and 1, got {confidence}")
         self.k = k
         self.num_bootstrap = num_bootstrap
         self.confidence = confidence
@@ -172,7 +174,7 @@ class PassAtK(Metric):
             num_samples: Samples of each problem, `[num_problems]`, integers, at least `k`.
 
         Raises:
-            ValueError: If the numbers are impossible, see `pass_at_k`.
+            UserError: If the numbers are impossible, see `pass_at_k`.
         """
         pass_at_k(num_samples, num_correct, self.k)  # fail at the problem, not at the end of the epoch
         self.num_correct.append(num_correct)
@@ -182,11 +184,11 @@ class PassAtK(Metric):
         """Returns `mean`, `low` and `high`, scalars in [0, 1].
 
         Raises:
-            ValueError: If no problem was added.
+            UserError: If no problem was added.
         """
         num_samples = dim_zero_cat(self.num_samples) if len(self.num_samples) else torch.empty(0)
         if not num_samples.numel():
-            raise ValueError(f"pass@{self.k} has seen no problems")
+            raise UserError(f"pass@{self.k} has seen no problems")
         values = pass_at_k(num_samples.cpu(), dim_zero_cat(self.num_correct).cpu(), self.k)
         low, high = interval(bootstrap_means(values, num_bootstrap=self.num_bootstrap), self.confidence)
         return {

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dynamo_lightning.distributed import derive_seed
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.evaluation.metrics import bootstrap_means, interval, majority_at_k, pass_at_k
 
 MEAN = "mean"
@@ -75,7 +76,7 @@ def summarise(
         num_bootstrap: Resamples of each benchmark.
 
     Raises:
-        ValueError: If a problem has fewer samples than a k; the message names the benchmark.
+        UserError: If a problem has fewer samples than a k; the message names the benchmark.
     """
     problems: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
@@ -85,7 +86,7 @@ def summarise(
         try:
             values = _problem_values(list(groups.values()), pass_ks, maj_ks)
         except ValueError as error:
-            raise ValueError(f"benchmark {source}: {error}") from None
+            raise UserError(f"benchmark {source}: {error}") from None
         seed = derive_seed("bootstrap", source)
         means[source] = {name: bootstrap_means(value, num_bootstrap, seed) for name, value in values.items()}
         metrics = {name: _estimate(float(value.mean()), means[source][name]) for name, value in values.items()}

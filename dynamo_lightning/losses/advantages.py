@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Collected, Outcome, RolloutBatch
 
 
@@ -122,14 +123,14 @@ class WReinforce(Advantage):
         success_threshold: A reward from here on is right; the same as `data.success_threshold`.
 
     Raises:
-        ValueError: If λ is negative.
+        UserError: If λ is negative.
     """
 
     equal_rewards_give_zero = False
 
     def __init__(self, positive_weight: float = 0.1, success_threshold: float = 0.5) -> None:
         if positive_weight < 0:
-            raise ValueError(f"W-REINFORCE needs positive_weight ≥ 0, got {positive_weight}")
+            raise UserError(f"W-REINFORCE needs positive_weight ≥ 0, got {positive_weight}")
         self.positive_weight = positive_weight
         self.success_threshold = success_threshold
 

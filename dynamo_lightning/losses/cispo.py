@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.surrogate import Surrogate, clip_indicators
 
 
@@ -22,12 +23,12 @@ class CISPO(Surrogate):
         min_ratio: r_min, the paper's `1 − ε_low`; 0, as in the paper, is no bound.
 
     Raises:
-        ValueError: If the bounds do not enclose 1.
+        UserError: If the bounds do not enclose 1.
     """
 
     def __init__(self, max_ratio: float = 5.0, min_ratio: float = 0.0) -> None:
         if not 0 <= min_ratio <= 1 <= max_ratio:
-            raise ValueError(f"CISPO needs 0 ≤ min_ratio ≤ 1 ≤ max_ratio, got {min_ratio} and {max_ratio}")
+            raise UserError(f"CISPO needs 0 ≤ min_ratio ≤ 1 ≤ max_ratio, got {min_ratio} and {max_ratio}")
         self.max_ratio = max_ratio
         self.min_ratio = min_ratio
 

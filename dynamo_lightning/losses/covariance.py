@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
 from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.token_statistics import TokenStatistics
@@ -65,12 +66,12 @@ class ClipCov(Modulation):
         covariance_high: Largest one; beyond it the few outliers are left alone.
 
     Raises:
-        ValueError: If the share is not in (0, 1] or the bounds are in the wrong order.
+        UserError: If the share is not in (0, 1] or the bounds are in the wrong order.
     """
 
     def __init__(self, clipped_share: float = 2e-4, covariance_low: float = 1.0, covariance_high: float = 5.0) -> None:
         if not 0 < clipped_share <= 1 or covariance_low >= covariance_high:
-            raise ValueError(
+            raise UserError(
                 f"Clip-Cov needs clipped_share in (0, 1] and covariance_low < covariance_high, got {clipped_share}, "
                 f"{covariance_low} and {covariance_high}"
             )
@@ -111,12 +112,12 @@ class KLCov(Penalty):
         coefficient: c.
 
     Raises:
-        ValueError: If the share is not in (0, 1] or c is negative.
+        UserError: If the share is not in (0, 1] or c is negative.
     """
 
     def __init__(self, penalised_share: float = 2e-3, coefficient: float = 1.0) -> None:
         if not 0 < penalised_share <= 1 or coefficient < 0:
-            raise ValueError(
+            raise UserError(
                 f"KL-Cov needs penalised_share in (0, 1] and coefficient ≥ 0, got {penalised_share} and {coefficient}"
             )
         self.penalised_share = penalised_share

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
+
 
 @dataclass
 class EngineMismatch:
@@ -34,7 +36,7 @@ class EngineMismatch:
     def __post_init__(self) -> None:
         """Check the range."""
         if self.cap < 1:
-            raise ValueError(f"model.loss.engine_mismatch.cap must be at least 1, got {self.cap}")
+            raise UserError(f"model.loss.engine_mismatch.cap must be at least 1, got {self.cap}")
 
     def weights(self, log_ratio: Tensor) -> Tensor:
         """Importance weight of each token or sequence: `min(r, cap)`, or `r` where it is at most the cap and else 0.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
@@ -21,12 +22,12 @@ class EntropyAdvantages(Modulation):
         kappa: κ > 1; the bonus is at most the advantage's κ-th part.
 
     Raises:
-        ValueError: If α is negative or κ not above 1.
+        UserError: If α is negative or κ not above 1.
     """
 
     def __init__(self, alpha: float = 0.4, kappa: float = 2.0) -> None:
         if alpha < 0 or kappa <= 1:
-            raise ValueError(f"entropy advantages need alpha ≥ 0 and kappa > 1, got {alpha} and {kappa}")
+            raise UserError(f"entropy advantages need alpha ≥ 0 and kappa > 1, got {alpha} and {kappa}")
         self.alpha = alpha
         self.kappa = kappa
 

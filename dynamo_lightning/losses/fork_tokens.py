@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation, nearest_rank_quantile
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
@@ -20,12 +21,12 @@ class ForkTokens(Modulation):
         fork_share: ρ; the share of tokens that is learnt from.
 
     Raises:
-        ValueError: If ρ is not in (0, 1].
+        UserError: If ρ is not in (0, 1].
     """
 
     def __init__(self, fork_share: float = 0.2) -> None:
         if not 0 < fork_share <= 1:
-            raise ValueError(f"fork tokens need fork_share in (0, 1], got {fork_share}")
+            raise UserError(f"fork tokens need fork_share in (0, 1], got {fork_share}")
         self.fork_share = fork_share
 
     def __call__(

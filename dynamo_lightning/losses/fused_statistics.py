@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.logits_tiles import (
     RunningSums,
     TileStatistics,
@@ -173,7 +174,7 @@ class LossFunction(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradients and give them away, so that they are never held twice."""
         if ctx.gradients is None:
-            raise RuntimeError("the gradient of a fused loss can be taken once: it is given away, not copied")
+            raise RunError("the gradient of a fused loss can be taken once: it is given away, not copied")
         gradients, ctx.gradients = ctx.gradients, None
         if upstream != 1.0:
             for gradient in gradients:

@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 NormaliserKind = Literal["quantile", "max"]
@@ -181,12 +182,12 @@ class DynamoModulation(Modulation):
         scope: NormaliserScope = "batch",
     ) -> None:
         if compensation_alpha < 0 or not 0 <= stabilisation_alpha <= 1:
-            raise ValueError(
+            raise UserError(
                 "modulation needs compensation_alpha ≥ 0 and stabilisation_alpha in [0, 1], got "
                 f"{compensation_alpha} and {stabilisation_alpha}"
             )
         if normaliser == "quantile" and not 0.5 < quantile <= 1:
-            raise ValueError(f"modulation needs quantile in (0.5, 1], got {quantile}")
+            raise UserError(f"modulation needs quantile in (0.5, 1], got {quantile}")
         self.compensation_alpha = compensation_alpha
         self.stabilisation_alpha = stabilisation_alpha
         self.gamma = gamma

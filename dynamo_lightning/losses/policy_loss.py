@@ -13,6 +13,7 @@ import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.advantages import RLOO, Advantage
 from dynamo_lightning.losses.engine_mismatch import EngineMismatch
 from dynamo_lightning.losses.modulation import DynamoModulation, Modulation
@@ -82,7 +83,7 @@ class PolicyLoss:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.kl_coefficient < 0:
-            raise ValueError(f"model.loss.kl_coefficient must not be negative, got {self.kl_coefficient}")
+            raise UserError(f"model.loss.kl_coefficient must not be negative, got {self.kl_coefficient}")
 
     @property
     def vanishes_without_advantage(self) -> bool:

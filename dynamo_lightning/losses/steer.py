@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
@@ -41,12 +42,12 @@ class Steer(Modulation):
         smallest_change: Floor of the scale, so that tiny changes are not damped only for being the largest.
 
     Raises:
-        ValueError: If w_min is not in (0, 1], e below 1 or the floor not positive.
+        UserError: If w_min is not in (0, 1], e below 1 or the floor not positive.
     """
 
     def __init__(self, min_weight: float = 0.8, exponent: int = 2, smallest_change: float = 0.02) -> None:
         if not 0 < min_weight <= 1 or exponent < 1 or smallest_change <= 0:
-            raise ValueError(
+            raise UserError(
                 "STEER needs min_weight in (0, 1], exponent ≥ 1 and smallest_change > 0, got "
                 f"{min_weight}, {exponent} and {smallest_change}"
             )

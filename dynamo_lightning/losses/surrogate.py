@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
+
 
 class Surrogate(ABC):
     """Objective of each token as a function of its importance ratio and advantage."""
@@ -76,9 +78,9 @@ class ClippedSurrogate(Surrogate):
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = 10.0) -> None:
         if not 0 < clip_low <= 1 or clip_high <= 0:
-            raise ValueError(f"surrogate needs 0 < clip_low ≤ 1 and clip_high > 0, got {clip_low} and {clip_high}")
+            raise UserError(f"surrogate needs 0 < clip_low ≤ 1 and clip_high > 0, got {clip_low} and {clip_high}")
         if dual_clip is not None and dual_clip <= 1 + clip_high:
-            raise ValueError(f"surrogate needs dual_clip > 1 + clip_high = {1 + clip_high}, got {dual_clip}")
+            raise UserError(f"surrogate needs dual_clip > 1 + clip_high = {1 + clip_high}, got {dual_clip}")
         self.clip_low = clip_low
         self.clip_high = clip_high
         self.dual_clip = dual_clip

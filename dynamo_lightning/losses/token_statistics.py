@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.fused_statistics import LossFunction, StatisticsFunction
 from dynamo_lightning.losses.logits_tiles import Tiling, statistics_dtype
 
@@ -101,7 +102,7 @@ def token_statistics(
         The statistics, differentiable with respect to hidden states, weight and bias.
 
     Raises:
-        ValueError: If the bound is not positive.
+        UserError: If the bound is not positive.
     """
     tiling = make_tiling(hidden_states, head_weight, temperature, softcap, max_logits_bytes, whole_rows=False)
     return TokenStatistics(
@@ -145,7 +146,7 @@ def chunked_loss(
         The loss, a scalar.
 
     Raises:
-        ValueError: If the bound is not positive.
+        UserError: If the bound is not positive.
     """
 
     def block_loss(logprobs: Tensor, entropy: Tensor, squared_prob_lambda: Tensor, tokens: slice) -> Tensor:
@@ -190,10 +191,10 @@ def make_tiling(
         whole_rows: Whether a token's logits are held whole, or a tile of them.
 
     Raises:
-        ValueError: If the bound is not positive.
+        UserError: If the bound is not positive.
     """
     if max_logits_bytes < 1:
-        raise ValueError(f"max_logits_bytes must be at least 1, got {max_logits_bytes}")
+        raise UserError(f"max_logits_bytes must be at least 1, got {max_logits_bytes}")
     device, dtype = hidden_states.device.type, hidden_states.dtype
     if dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

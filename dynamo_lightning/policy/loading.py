@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dynamo_lightning.embedded import local_path
+from dynamo_lightning.errors import MissingFileError, UserError
 from dynamo_lightning.policy import packed_attention
 from dynamo_lightning.policy.lora import LoraConfig, add_adapters
 
@@ -44,12 +45,12 @@ def resolve_model_name(model_name: str) -> str:
     """Path or hub id of a model, with `embedded:` names resolved.
 
     Raises:
-        FileNotFoundError: If the name is a path, but there is no such folder.
+        MissingFileError: If the name is a path, but there is no such folder.
     """
     path = local_path(model_name)
     looks_local = path != model_name or path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
-        raise FileNotFoundError(f"model.model_name: there is no folder {path}")
+        raise MissingFileError(f"model.model_name: there is no folder {path}")
     return str(Path(path).expanduser()) if looks_local else path
 
 
@@ -61,7 +62,7 @@ def load_tokenizer(model_name: str, config: PolicyConfig | None = None) -> PreTr
         config: Its revision, and whether its code may run; `PolicyConfig()` by default.
 
     Raises:
-        ValueError: If it has no end-of-sequence token, or neither a pad token nor one to stand in for it.
+        UserError: If it has no end-of-sequence token, or neither a pad token nor one to stand in for it.
     """
     from transformers import AutoTokenizer
 
@@ -70,7 +71,7 @@ def load_tokenizer(model_name: str, config: PolicyConfig | None = None) -> PreTr
         path, trust_remote_code=config.trust_remote_code, **({"revision": config.revision} if config.revision else {})
     )
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {model_name} has no end-of-sequence token: responses could never end")
+        raise UserError(f"the tokenizer of {model_name} has no end-of-sequence token: responses could never end")
     if tokenizer.pad_token_id is None:
         # Padding is masked wherever it occurs, so any token serves; the end-of-sequence token is the usual stand-in.
         tokenizer.pad_token = tokenizer.eos_token
@@ -81,7 +82,7 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
     """Load a causal language model on the CPU, ready for training.
 
     Raises:
-        ValueError: If the attention kernel is unknown or not installed, or the layers to compile cannot be found.
+        UserError: If the attention kernel is unknown or not installed, or the layers to compile cannot be found.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -104,7 +105,7 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
     except (ValueError, ImportError) as error:
         if config.attn_implementation is None or "attention" not in str(error).lower():
             raise
-        raise ValueError(f"model.policy.attn_implementation={config.attn_implementation!r}: {error}") from error
+        raise UserError(f"model.policy.attn_implementation={config.attn_implementation!r}: {error}") from error
     if policy.config._attn_implementation == "sdpa":
         packed_attention.register()
         policy.set_attn_implementation(packed_attention.NAME)
@@ -122,11 +123,11 @@ def decoder_layers(policy: PreTrainedModel) -> nn.ModuleList:
     """The transformer blocks of a causal language model.
 
     Raises:
-        ValueError: If they are not where transformers' language models have them.
+        UserError: If they are not where transformers' language models have them.
     """
     layers = getattr(policy.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ValueError(f"{type(policy).__name__} has no list of decoder layers: it cannot be compiled or sharded")
+        raise UserError(f"{type(policy).__name__} has no list of decoder layers: it cannot be compiled or sharded")
     return layers
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from dynamo_lightning.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -28,21 +30,21 @@ class LoraConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.rank < 1:
-            raise ValueError(f"model.policy.lora.rank must be at least 1, got {self.rank}")
+            raise UserError(f"model.policy.lora.rank must be at least 1, got {self.rank}")
         if not self.target_modules:
-            raise ValueError("model.policy.lora.target_modules is empty: nothing would be trained")
+            raise UserError("model.policy.lora.target_modules is empty: nothing would be trained")
 
 
 def add_adapters(policy: PreTrainedModel, config: LoraConfig) -> None:
     """Freeze the policy and give its layers adapters, which add nothing at first.
 
     Raises:
-        ValueError: If peft is not installed, or no layer has such a name.
+        UserError: If peft is not installed, or no layer has such a name.
     """
     try:
         import peft
     except ImportError as error:
-        raise ValueError("model.policy.lora needs peft: pip install -e '.[lora]'") from error
+        raise UserError("model.policy.lora needs peft: pip install -e '.[lora]'") from error
     target: Any = config.target_modules
     settings = peft.LoraConfig(
         r=config.rank,
@@ -53,7 +55,7 @@ def add_adapters(policy: PreTrainedModel, config: LoraConfig) -> None:
     try:
         policy.add_adapter(settings)
     except ValueError as error:
-        raise ValueError(f"model.policy.lora.target_modules={target}: {error}") from error
+        raise UserError(f"model.policy.lora.target_modules={target}: {error}") from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.packed_attention import SequenceBuckets, bucket_sequences
 from dynamo_lightning.types import Rollout
 
@@ -48,13 +49,13 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         Indices into `lengths`, a list for each row.
 
     Raises:
-        ValueError: If a sequence is longer than a row.
+        UserError: If a sequence is longer than a row.
     """
     rows: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[index] > max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"a prompt with its response has {lengths[index]} tokens, but model.updates.max_tokens_per_micro_batch "
                 f"is {max_tokens}: raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES, TokenStatistics, chunked_loss, token_statistics
 from dynamo_lightning.policy import packed_attention
 from dynamo_lightning.policy.packing import MicroBatch, make_micro_batch
@@ -30,7 +31,7 @@ def head_inputs(policy: PreTrainedModel, micro_batch: MicroBatch) -> tuple[Tenso
         `token_statistics` takes it: `head_weight`, `head_bias`, `softcap`.
 
     Raises:
-        ValueError: If the head is not a linear layer.
+        UserError: If the head is not a linear layer.
     """
     head = vocabulary_head(policy)
     is_packed = policy.config._attn_implementation == packed_attention.NAME
@@ -72,7 +73,7 @@ def check_packing(policy: PreTrainedModel) -> None:
     unrelated rollouts without any other sign.
 
     Raises:
-        ValueError: If the hidden states of a sequence depend on its neighbour.
+        UserError: If the hidden states of a sequence depend on its neighbour.
     """
     prompt = Prompt(0, "", "", (1, 2), "")
     pair = [Rollout(prompt, index, tokens, (), "", False) for index, tokens in enumerate([(3, 4, 5), (6, 7, 8)])]
@@ -81,7 +82,7 @@ def check_packing(policy: PreTrainedModel) -> None:
     difference = float((together[len(alone) :] - alone).norm() / alone.norm())
     exact = policy.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(policy.device.type)
     if not difference < (1e-3 if exact else 0.05):
-        raise ValueError(
+        raise UserError(
             f"{type(policy).__name__} with attention kernel {policy.config._attn_implementation!r} lets packed "
             f"sequences see each other (hidden states change by {difference:.1%}): choose another "
             "model.policy.attn_implementation, such as sdpa or flash_attention_2"
@@ -92,11 +93,11 @@ def vocabulary_head(policy: PreTrainedModel) -> nn.Linear:
     """The layer that makes logits of hidden states.
 
     Raises:
-        ValueError: If it is not a linear layer.
+        UserError: If it is not a linear layer.
     """
     head = policy.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ValueError(
+        raise UserError(
             f"the vocabulary head of {type(policy).__name__} is a {type(head).__name__}, not a linear layer"
         )
     return head

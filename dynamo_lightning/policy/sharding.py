@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import decoder_layers
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ def shard_policy(policy: PreTrainedModel, strategy: Strategy, precision: str) ->
         The policy itself, or FSDP1's wrapper, which stands for it.
 
     Raises:
-        ValueError: If the policy has no list of decoder layers, or the processes would share the same data.
+        UserError: If the policy has no list of decoder layers, or the processes would share the same data.
     """
     if isinstance(strategy, ModelParallelStrategy):
         if (size := strategy.device_mesh["tensor_parallel"].size()) != 1:
-            raise ValueError(
+            raise UserError(
                 f"trainer.strategy: {type(strategy).__name__} would make {size} processes work on the same data, which "
                 "this model does not support: use fsdp2, or set tensor_parallel_size to 1 and data_parallel_size to "
                 f"{strategy.device_mesh.size()}"

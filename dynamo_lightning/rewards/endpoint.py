@@ -10,6 +10,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
+from dynamo_lightning.errors import RunError, UserError
 from dynamo_lightning.rewards.reward import Reward
 
 _MAX_REPLY_BYTES = 65536
@@ -34,7 +35,7 @@ class HttpReward(Reward):
         headers: Further headers, such as an authorization.
 
     Raises:
-        ValueError: If the URL is none, or a number is out of range.
+        UserError: If the URL is none, or a number is out of range.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class HttpReward(Reward):
         headers: dict[str, str] | None = None,
     ) -> None:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ValueError(f"url={url!r} must begin with http:// or https:// and a host")
+            raise UserError(f"url={url!r} must begin with http:// or https:// and a host")
         if not timeout > 0 or attempts < 1:
-            raise ValueError(f"HttpReward needs timeout > 0 and attempts ≥ 1, got {timeout} and {attempts}")
+            raise UserError(f"HttpReward needs timeout > 0 and attempts ≥ 1, got {timeout} and {attempts}")
         self.url = url
         self.key = key
         self.timeout = timeout
@@ -66,7 +67,7 @@ class HttpReward(Reward):
                 return self._read(self._post(body))
             except (OSError, _Busy) as error:
                 if attempt + 1 == self.attempts:
-                    raise RuntimeError(f"no reward from {self.url} in {self.attempts} attempts: {error}") from None
+                    raise RunError(f"no reward from {self.url} in {self.attempts} attempts: {error}") from None
             time.sleep(pause)
             pause *= 2
         raise AssertionError("the last attempt returns or raises")
@@ -81,7 +82,7 @@ class HttpReward(Reward):
         except urllib.error.HTTPError as error:
             if error.code == 429 or error.code >= 500:
                 raise _Busy(f"status {error.code}") from None
-            raise RuntimeError(f"{self.url} refused a response with status {error.code}") from None
+            raise RunError(f"{self.url} refused a response with status {error.code}") from None
 
     def _read(self, reply: bytes) -> float:
         """Return the number in a reply."""
@@ -92,7 +93,7 @@ class HttpReward(Reward):
         if isinstance(value, dict):
             value = value.get(self.key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(
+            raise UserError(
                 f"{self.url} must reply with a finite number or an object with one under {self.key!r}, "
                 f"got {reply[:80]!r}"
             )

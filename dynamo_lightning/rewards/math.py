@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.rewards.reward import Reward
 
 _BOX_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
@@ -73,7 +74,7 @@ class MathReward(Reward):
             compare its `text`, spelled out, with the response's box. Benchmarks have a few of them.
 
     Raises:
-        ValueError: If max_characters is below 1.
+        UserError: If max_characters is below 1.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class MathReward(Reward):
         unparsable: Literal["refuse", "text"] = "refuse",
     ) -> None:
         if max_characters < 1:
-            raise ValueError(f"max_characters must be at least 1, got {max_characters}")
+            raise UserError(f"max_characters must be at least 1, got {max_characters}")
         self.require_boxed = require_boxed
         self.max_characters = max_characters
         self.unparsable = unparsable
@@ -104,7 +105,7 @@ class MathReward(Reward):
     def check_answer(self, answer: str) -> None:
         """Raise a ValueError that quotes `answer` if math-verify makes no mathematical expression of it."""
         if not _parse_answer(answer) and (self.unparsable == "refuse" or not spell(answer)):
-            raise ValueError(
+            raise UserError(
                 f"the reference answer {answer!r} cannot be parsed as mathematics by math-verify"
                 + (": leave it out, or set MathReward's unparsable: text" if spell(answer) else "")
             )

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dynamo_lightning.errors import UserError
+
 
 class Reward(ABC):
     """Base class of all rewards. It runs in worker processes: keep it picklable, and import heavy packages lazily."""
@@ -66,14 +68,14 @@ class FunctionReward(Reward):
         function: The function, or its dotted path, such as `my_package.my_module.my_function`.
 
     Raises:
-        ValueError: If the path cannot be imported, or what is there cannot be called with three arguments.
+        UserError: If the path cannot be imported, or what is there cannot be called with three arguments.
     """
 
     def __init__(self, function: str | Callable[..., float]) -> None:
         self.function = function
         self._function = _import_function(function) if isinstance(function, str) else function
         if not callable(self._function):
-            raise ValueError(f"function={function!r} is a {type(self._function).__name__}, it cannot be called")
+            raise UserError(f"function={function!r} is a {type(self._function).__name__}, it cannot be called")
         self._columns = _accepted_columns(self._function)
 
     @property
@@ -100,15 +102,15 @@ class WeightedReward(Reward):
         weights: One factor for each reward.
 
     Raises:
-        ValueError: If there is no reward, the lengths differ, or two rewards have the same name.
+        UserError: If there is no reward, the lengths differ, or two rewards have the same name.
     """
 
     def __init__(self, rewards: list[Reward], weights: list[float]) -> None:
         if not rewards or len(rewards) != len(weights):
-            raise ValueError(f"rewards and weights must pair up, got {len(rewards)} rewards and {len(weights)} weights")
+            raise UserError(f"rewards and weights must pair up, got {len(rewards)} rewards and {len(weights)} weights")
         names = [reward.name for reward in rewards]
         if len(set(names)) < len(names):
-            raise ValueError(f"rewards must have different names to be told apart in metrics, got {names}")
+            raise UserError(f"rewards must have different names to be told apart in metrics, got {names}")
         self.rewards = rewards
         self.weights = weights
 
@@ -146,7 +148,7 @@ def _import_function(path: str) -> Any:
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"function={path!r} cannot be imported ({error}); expected a dotted path such as "
             "my_package.my_module.my_function, importable from where Python was started"
         ) from error
@@ -161,7 +163,7 @@ def _accepted_columns(function: Callable[..., float]) -> frozenset[str] | None:
     try:
         signature.bind_partial("", "", "")
     except TypeError as error:
-        raise ValueError(
+        raise UserError(
             f"function={function!r} must accept (prompt, response, answer) by position, got {signature}"
         ) from error
     parameters = list(signature.parameters.values())

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from dynamo_lightning.errors import RunError, UserError
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.rewards.worker import Item, ItemResult, initialize, score_items
 from dynamo_lightning.types import Rollout, Score
@@ -44,15 +45,15 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.num_workers < 1:
-            raise ValueError(f"model.scoring.num_workers must be at least 1, got {self.num_workers}")
+            raise UserError(f"model.scoring.num_workers must be at least 1, got {self.num_workers}")
         if not self.time_limit > 0:
-            raise ValueError(f"model.scoring.time_limit must be above 0 seconds, got {self.time_limit}")
+            raise UserError(f"model.scoring.time_limit must be above 0 seconds, got {self.time_limit}")
         if not 0 <= self.max_failure_share <= 1:
-            raise ValueError(f"model.scoring.max_failure_share must be from 0 to 1, got {self.max_failure_share}")
+            raise UserError(f"model.scoring.max_failure_share must be from 0 to 1, got {self.max_failure_share}")
         if self.failure_score != "drop" and not math.isfinite(self.failure_score):
-            raise ValueError(f"model.scoring.failure_score must be finite or 'drop', got {self.failure_score}")
+            raise UserError(f"model.scoring.failure_score must be finite or 'drop', got {self.failure_score}")
         if self.memory_limit_gb is not None and not self.memory_limit_gb > 0:
-            raise ValueError(f"model.scoring.memory_limit_gb must be above 0 GiB or null, got {self.memory_limit_gb}")
+            raise UserError(f"model.scoring.memory_limit_gb must be above 0 GiB or null, got {self.memory_limit_gb}")
 
 
 class RewardScorer:
@@ -119,7 +120,7 @@ class RewardScorer:
         """Return the score of each rollout, in order; a reward's failure is in its score, never raised.
 
         Raises:
-            RuntimeError: If workers cannot be started.
+            RunError: If workers cannot be started.
             Exception: What `pickle` raises if a prompt's columns cannot be sent to a worker.
         """
         submitted, self._submitted = self._submitted, []
@@ -148,7 +149,7 @@ class RewardScorer:
             suspects, broken = self._score_once(items, scores, suspects)
             num_broken = num_broken + 1 if broken and len(scores) == num_before else 0
             if num_broken == _MAX_BROKEN_POOLS:
-                raise RuntimeError(
+                raise RunError(
                     f"reward workers ended {num_broken} times in a row before they scored anything; if a script "
                     "starts training, its code must stand under `if __name__ == '__main__':`, as workers import it"
                 )
@@ -236,13 +237,13 @@ def check_failure_share(scores: Sequence[Score], max_failure_share: float) -> No
         max_failure_share: `ScoringConfig.max_failure_share`.
 
     Raises:
-        RuntimeError: With the counts and the first messages.
+        RunError: With the counts and the first messages.
     """
     failures = [score for score in scores if score.failure is not None]
     if failures and len(failures) / len(scores) > max_failure_share:
         counts = {kind: sum(score.failure == kind for score in failures) for kind in ("timeout", "crash")}
         messages = list(dict.fromkeys(score.message for score in failures))[:3]
-        raise RuntimeError(
+        raise RunError(
             f"the rewards of {len(failures)} of {len(scores)} rollouts failed (timeout: {counts['timeout']}, "
             f"crash: {counts['crash']}), a share of {len(failures) / len(scores):.3f}, above "
             f"model.scoring.max_failure_share={max_failure_share:g}; first messages:\n  " + "\n  ".join(messages)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.rewards.math import last_boxed
 from dynamo_lightning.rewards.reward import Reward
 
@@ -18,14 +19,14 @@ class FormatReward(Reward):
             `<think>.*</think>.*\\boxed\{.*\}.*`; `null` wants one complete `\boxed{…}` anywhere.
 
     Raises:
-        ValueError: If the pattern is no regular expression.
+        UserError: If the pattern is no regular expression.
     """
 
     def __init__(self, pattern: str | None = None) -> None:
         try:
             self._pattern = re.compile(pattern, re.DOTALL) if pattern is not None else None
         except re.error as error:
-            raise ValueError(f"pattern={pattern!r} is no regular expression: {error}") from None
+            raise UserError(f"pattern={pattern!r} is no regular expression: {error}") from None
         self.pattern = pattern
 
     def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
@@ -46,12 +47,12 @@ class LengthPenalty(Reward):
         max_response_length: `L`; `null` takes the limit of the run, `model.sampling.max_response_length`.
 
     Raises:
-        ValueError: If a length is negative or the limit is not above the free length.
+        UserError: If a length is negative or the limit is not above the free length.
     """
 
     def __init__(self, free_length: int = 0, max_response_length: int | None = None) -> None:
         if free_length < 0 or (max_response_length is not None and max_response_length <= free_length):
-            raise ValueError(
+            raise UserError(
                 "LengthPenalty needs 0 ≤ free_length < max_response_length, got "
                 f"{free_length} and {max_response_length}"
             )
@@ -62,7 +63,7 @@ class LengthPenalty(Reward):
         """Return the penalty, in [−1, 0]; ValueError if a length is missing or the limit too small."""
         length, limit = _lengths("LengthPenalty", columns, self.max_response_length)
         if limit <= self.free_length:
-            raise ValueError(f"LengthPenalty's free_length={self.free_length} is not below the limit of {limit} tokens")
+            raise UserError(f"LengthPenalty's free_length={self.free_length} is not below the limit of {limit} tokens")
         return -min(1.0, max(0.0, (length - self.free_length) / (limit - self.free_length)))
 
 
@@ -83,7 +84,7 @@ class OverlongShaping(Reward):
         max_response_length: L; `null` takes the limit of the run, `model.sampling.max_response_length`.
 
     Raises:
-        ValueError: If the share is not in (0, 1], the weight is negative, the limit below 1, or the wrapped reward has
+        UserError: If the share is not in (0, 1], the weight is negative, the limit below 1, or the wrapped reward has
             a component called `overlong` itself.
     """
 
@@ -91,7 +92,7 @@ class OverlongShaping(Reward):
         self, reward: Reward, buffer_share: float = 0.2, weight: float = 1.0, max_response_length: int | None = None
     ) -> None:
         if not 0 < buffer_share <= 1 or weight < 0 or (max_response_length is not None and max_response_length < 1):
-            raise ValueError(
+            raise UserError(
                 "overlong shaping needs buffer_share in (0, 1], weight ≥ 0 and max_response_length ≥ 1, got "
                 f"{buffer_share}, {weight} and {max_response_length}"
             )
@@ -113,7 +114,7 @@ class OverlongShaping(Reward):
         """Return the wrapped reward's components, and `overlong`."""
         parts = self.reward.components(prompt, response, answer, **columns)
         if "overlong" in parts:
-            raise ValueError("the wrapped reward has a component called 'overlong' already: it is shaped twice")
+            raise UserError("the wrapped reward has a component called 'overlong' already: it is shaped twice")
         return {**parts, "overlong": self.punishment(columns)}
 
     def total(self, components: Mapping[str, float]) -> float:
@@ -125,7 +126,7 @@ class OverlongShaping(Reward):
         """Return the punishment of a response from its length, in [−1, 0].
 
         Raises:
-            ValueError: If a length is missing.
+            UserError: If a length is missing.
         """
         length, limit = _lengths("overlong shaping", columns, self.max_response_length)
         buffer = self.buffer_share * limit
@@ -148,7 +149,7 @@ def _lengths(name: str, columns: Mapping[str, Any], max_response_length: int | N
     """Return a response's length and its limit, tokens; ValueError if one is missing."""
     limit = max_response_length or columns.get("max_response_length")
     if limit is None or "response_length" not in columns:
-        raise ValueError(
+        raise UserError(
             f"{name} needs the columns response_length and max_response_length, got {sorted(columns)}: score rollouts "
             "with RewardScorer, or pass them"
         )

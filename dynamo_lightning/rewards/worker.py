@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
+from dynamo_lightning.errors import RunError
 from dynamo_lightning.rewards.reward import Reward
 
 MAX_MESSAGE_CHARACTERS = 500
@@ -97,7 +98,7 @@ def _score_item(pickled_item: bytes) -> ItemResult:
     try:
         item: Item = pickle.loads(pickled_item)
         if isinstance(_reward, Exception):
-            raise RuntimeError("the reward could not be set up") from _reward
+            raise RunError("the reward could not be set up") from _reward
         raw = _reward.components(item.prompt, item.response, item.answer, **item.columns)
         components = {name: _finite(name, value) for name, value in raw.items()}
         return ItemResult(_finite("total", _reward.total(components)), components)

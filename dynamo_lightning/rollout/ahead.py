@@ -74,7 +74,7 @@ class RolloutsAhead:
         """Wait until nothing is under way: weights must not change under a rollout; called on all ranks at once.
 
         Raises:
-            RuntimeError: If sampling failed on any rank.
+            RunError: If sampling failed on any rank.
         """
         if self._under_way is None:
             return

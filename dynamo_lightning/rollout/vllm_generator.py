@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks, stop_together
+from dynamo_lightning.errors import RunError, UserError
 from dynamo_lightning.policy.loading import eos_token_ids
 from dynamo_lightning.rollout.generator import Generator
 from dynamo_lightning.rollout.vllm_http import ServerDown
@@ -49,12 +50,12 @@ class TokenFilter:
     def __post_init__(self) -> None:
         """Refuse a bias that is not asked for."""
         if not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
-            raise ValueError(
+            raise UserError(
                 "model.generator.token_filter needs top_p in (0, 1], top_k ≥ 0 and min_p in [0, 1], got "
                 f"{self.top_p}, {self.top_k} and {self.min_p}"
             )
         if (self.top_p < 1 or self.top_k > 0 or self.min_p > 0) and not self.allow_biased_sampling:
-            raise ValueError(
+            raise UserError(
                 f"model.generator.token_filter: top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} leave out "
                 "tokens that the policy would sample, which biases the importance ratios: set top_p to 1, top_k and "
                 "min_p to 0, or accept it by model.generator.token_filter.allow_biased_sampling=true"
@@ -98,7 +99,7 @@ class VLLMGenerator(Generator):
         max_logprob_difference: float | None,
     ) -> None:
         if max_model_len is not None and max_model_len < 2:
-            raise ValueError(f"model.generator.max_model_len must be at least 2, got {max_model_len}")
+            raise UserError(f"model.generator.max_model_len must be at least 2, got {max_model_len}")
         self.max_model_len = max_model_len
         self.dtype = dtype
         self.token_filter = token_filter
@@ -113,7 +114,7 @@ class VLLMGenerator(Generator):
         """Start or reach the engine, if that has not been done.
 
         Raises:
-            RuntimeError: If there is none; names the option to change.
+            RunError: If there is none; names the option to change.
         """
 
     def label(self, version: int) -> str:
@@ -179,20 +180,18 @@ class VLLMGenerator(Generator):
         """Compare what the engine holds with what was sent.
 
         Raises:
-            RuntimeError: Names the version and the parameters that differ.
+            RunError: Names the version and the parameters that differ.
         """
         states = self.engine_state()
         stale = {state["version"] for state in states} - {version}
         if stale:
-            raise RuntimeError(
-                f"weights of version {version} were pushed, but an engine has version {sorted(stale)[0]}"
-            )
+            raise RunError(f"weights of version {version} were pushed, but an engine has version {sorted(stale)[0]}")
         for state in states:
             resident = {name: int(value) for name, value in state["checksums"].items()}
             different, compared = compare_checksums(expected, resident, state["packed"], state["copies"])
             if different or not compared:
                 named = f"parameters that differ: {', '.join(different[:5])}" if compared else "no name is the policy's"
-                raise RuntimeError(
+                raise RunError(
                     f"the vLLM engine does not hold the policy's weights of version {version} after the push "
                     f"({len(different)} of {compared} comparable parameters; {named}): training would go on with "
                     "stale rollouts, so it stops here; the last checkpoint is intact"
@@ -204,13 +203,13 @@ class VLLMGenerator(Generator):
         """Compare log-probabilities of a few sequences with the policy's: packed copies that stayed behind show there.
 
         Raises:
-            RuntimeError: If they differ by more than allowed.
+            RunError: If they differ by more than allowed.
         """
         limit = self.max_logprob_difference or (1e-4 if dtype == torch.float32 else 0.2)
         for values in self.score(sequences):
             difference = float((values - expected).abs().mean())
             if not difference <= limit:
-                raise RuntimeError(
+                raise RunError(
                     f"after the push of version {version} the vLLM engine's log-probabilities differ from the policy's "
                     f"by {difference:.2e} on average (at most {limit:.0e} is allowed): it computes with other weights, "
                     "or model.generator.dtype is too coarse for model.generator.max_logprob_difference"
@@ -240,8 +239,8 @@ class VLLMGenerator(Generator):
         """See the base class.
 
         Raises:
-            ValueError: If a prompt with its response may not fit.
-            RuntimeError: If the engine has not been given the policy's weights as they are, or samples from others.
+            UserError: If a prompt with its response may not fit.
+            RunError: If the engine has not been given the policy's weights as they are, or samples from others.
         """
         sample = self.begin(
             policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
@@ -262,10 +261,10 @@ class VLLMGenerator(Generator):
         Args and errors are those of `generate`.
         """
         if self._synced is None or self._synced[1] != fingerprint(policy):
-            raise RuntimeError("the policy has changed since its weights were pushed to vLLM: call sync() first")
+            raise RunError("the policy has changed since its weights were pushed to vLLM: call sync() first")
         longest = max_over_ranks(max(len(request.prompt.token_ids) for request in requests), policy.device)
         if longest + max_response_length > self.context_length:
-            raise ValueError(
+            raise UserError(
                 f"a prompt of {longest} tokens and a response of up to {max_response_length} need "
                 f"{longest + max_response_length} tokens, but model.generator.max_model_len is {self.context_length}: "
                 "raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
@@ -335,13 +334,13 @@ def check_completions(completions: Sequence[Completion], version: str) -> None:
     """Check that the right weights sampled every completion, and that its log-probabilities are numbers.
 
     Raises:
-        RuntimeError: Otherwise.
+        RunError: Otherwise.
     """
     for completion in completions:
         if completion.versions != {version}:
-            raise RuntimeError(
+            raise RunError(
                 f"vLLM sampled a response from weights of version {', '.join(sorted(completion.versions))} instead of "
                 f"{version}: something else updates the engine"
             )
         if not completion.token_ids or not all(math.isfinite(value) for value in completion.logprobs):
-            raise RuntimeError("vLLM returned a response without tokens, or log-probabilities that are not finite")
+            raise RunError("vLLM returned a response without tokens, or log-probabilities that are not finite")

@@ -116,7 +116,7 @@ class Spread(Generic[Job, Result]):
         """The results, in the order of the jobs.
 
         Raises:
-            RuntimeError: If all servers are down for too long, or a job fails again and again.
+            RunError: If all servers are down for too long, or a job fails again and again.
         """
         self._jobs = jobs
         self._todo: queue.SimpleQueue[int] = queue.SimpleQueue()

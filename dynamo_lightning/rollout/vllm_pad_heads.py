@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynamo_lightning.errors import UserError
+
 
 def pad_heads(weights: Mapping[str, Tensor], head_dim: int, wider: int) -> dict[str, Tensor]:
     """Weights of a Qwen3 model with zeros in every head.
@@ -63,7 +65,7 @@ def write_padded(model_name: str, output_dir: str, head_dim: int = 32) -> None:
         head_dim: Head size wanted.
 
     Raises:
-        ValueError: If the model is no Qwen3, or has wider heads already.
+        UserError: If the model is no Qwen3, or has wider heads already.
     """
     from transformers import AutoModelForCausalLM
 
@@ -72,12 +74,12 @@ def write_padded(model_name: str, output_dir: str, head_dim: int = 32) -> None:
     policy = load_policy(model_name, PolicyConfig())
     config: Any = policy.config
     if config.model_type != "qwen3":
-        raise ValueError(
+        raise UserError(
             f"model_name={model_name} is a {config.model_type} model, but heads of qwen3 only can be padded"
         )
     narrow = config.head_dim
     if not narrow < head_dim or head_dim % 2:
-        raise ValueError(f"head_dim={head_dim} must be even and larger than the model's {narrow}")
+        raise UserError(f"head_dim={head_dim} must be even and larger than the model's {narrow}")
     weights = pad_heads(policy.state_dict(), narrow, head_dim)
     config.head_dim = head_dim
     config.rope_parameters["rope_theta"] **= head_dim / narrow

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects, rank, stop_together
+from dynamo_lightning.errors import RunError, UserError
 from dynamo_lightning.rollout.vllm_generator import (
     Completion,
     EngineDtype,
@@ -76,14 +77,14 @@ class VLLMServerGenerator(VLLMGenerator):
     ) -> None:
         super().__init__(max_model_len, dtype, token_filter, max_logprob_difference)
         if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
-            raise ValueError(f"model.generator.urls needs one or several of the form http://host:port, got {urls}")
+            raise UserError(f"model.generator.urls needs one or several of the form http://host:port, got {urls}")
         for name, value in (
             ("requests_per_server", requests_per_server),
             ("time_limit", time_limit),
             ("patience", patience),
         ):
             if value <= 0:
-                raise ValueError(f"model.generator.{name} must be positive, got {value}")
+                raise UserError(f"model.generator.{name} must be positive, got {value}")
         self.urls = [url.rstrip("/") for url in urls]
         self.weights_folder = Path(weights_folder)
         self.requests_per_server = requests_per_server
@@ -122,12 +123,12 @@ class VLLMServerGenerator(VLLMGenerator):
             The longest prompt with response that it takes, tokens.
 
         Raises:
-            RuntimeError: Names what to change.
+            RunError: Names what to change.
         """
         try:
             retry(lambda: call(url, "/health", time_limit=10), self.patience)
         except ServerDown as error:
-            raise RuntimeError(
+            raise RunError(
                 f"no vLLM server answers at {url} after {self.patience:.0f} s ({error}): start it, or correct "
                 "model.generator.urls"
             ) from error
@@ -137,7 +138,7 @@ class VLLMServerGenerator(VLLMGenerator):
             probe = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "detokenize": False, "seed": 0}}
             call(url, "/inference/v1/generate", probe, time_limit=self.time_limit)
         except (ServerRefused, ServerDown) as error:
-            raise RuntimeError(
+            raise RunError(
                 f"the server at {url} cannot be used ({error}): it must be vLLM 0.32, started with "
                 f"VLLM_SERVER_DEV_MODE=1, --enable-scale-out and --worker-extension-cls {WORKER_EXTENSION}"
             ) from error
@@ -152,18 +153,18 @@ class VLLMServerGenerator(VLLMGenerator):
             if value is not None and served.get(name) not in (None, value)  # not every kind of model has every size
         ]
         if wrong:
-            raise RuntimeError(
+            raise RunError(
                 f"the server at {url} does not serve this policy: {', '.join(wrong)}. Start it with --model of the "
                 f"architecture of model.model_name={policy.name_or_path}, --dtype {wanted['dtype']} (or change "
                 "model.generator.dtype) and --logprobs-mode processed_logprobs"
             )
         if served.get("chunked_prefill_on_cpu"):
-            raise RuntimeError(
+            raise RunError(
                 f"the server at {url} must be started with --no-enable-chunked-prefill: on a CPU vLLM 0.32 dies of a "
                 "request with a seed whose prompt is read in parts"
             )
         if self.max_model_len is not None and served["max_model_len"] < self.max_model_len:
-            raise RuntimeError(
+            raise RunError(
                 f"the server at {url} takes {served['max_model_len']} tokens, but model.generator.max_model_len is "
                 f"{self.max_model_len}: lower it, or start the server with --max-model-len {self.max_model_len}"
             )
@@ -201,7 +202,7 @@ class VLLMServerGenerator(VLLMGenerator):
         try:
             self._alive = retry(push_to_all, self.patience)
         except ServerDown as error:
-            raise RuntimeError(
+            raise RunError(
                 f"none of the vLLM servers could be given the weights of version {version} within "
                 f"{self.patience:.0f} s (last: {error}): see their logs, and whether they see "
                 f"model.generator.weights_folder={self.weights_folder}; model.generator.patience is how long to wait"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
 
 
@@ -27,4 +28,4 @@ class UpdateConfig:
         """Check the ranges."""
         for name in ("num_mini_batches", "num_epochs", "max_tokens_per_micro_batch", "max_logits_bytes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"model.updates.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"model.updates.{name} must be at least 1, got {getattr(self, name)}")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import derive_seed, gather_objects, gather_values, run_seed, sum_over_ranks
+from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_metrics
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
@@ -84,7 +85,7 @@ def check_finite(batch: RolloutBatch, logprobs: Tensor) -> None:
         logprobs: Of their response tokens, `[num_tokens]`.
 
     Raises:
-        RuntimeError: Names the prompts.
+        RunError: Names the prompts.
     """
     parts = logprobs.split(batch.response_lengths.tolist())
     prompt_ids = (
@@ -99,7 +100,7 @@ def check_finite(batch: RolloutBatch, logprobs: Tensor) -> None:
     count = int(sum_over_ranks({"prompts": float(len(prompt_ids))})["prompts"])
     if count:
         named = ", ".join(map(str, sorted(prompt_ids)[:10])) or "on other processes"
-        raise RuntimeError(
+        raise RunError(
             f"the policy's log-probabilities of responses to {count} prompts are not finite (prompt ids {named}) at "
             f"iteration {batch.iteration}: training stops before the policy is lost; the last checkpoint is intact"
         )
@@ -166,7 +167,7 @@ def scoring_pass(
         separate_engine: Whether the rollouts' log-probabilities are those of another engine, which sampled them.
 
     Raises:
-        RuntimeError: If a log-probability is not finite, on all ranks.
+        RunError: If a log-probability is not finite, on all ranks.
     """
     everything = range(len(batch.rollouts))
     beforehand = is_needed_beforehand(loss, config, separate_engine)

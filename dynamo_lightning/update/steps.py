@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import sum_over_ranks, world_size
+from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import token_weights
@@ -46,12 +47,12 @@ class PolicyHolder(L.LightningModule):
         """Clip the total gradient norm and keep what it was before.
 
         Raises:
-            RuntimeError: If it is not finite: a step would ruin the policy.
+            RunError: If it is not finite: a step would ruin the policy.
         """
         assert self.policy is not None
         self.gradient_norm = float(clip_gradient(self.policy, self.gradient_clip_val))
         if not math.isfinite(self.gradient_norm):
-            raise RuntimeError(
+            raise RunError(
                 f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops "
                 "before the policy is lost; the last checkpoint is intact"
             )
@@ -117,7 +118,7 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
         The metrics of the loss, global.
 
     Raises:
-        RuntimeError: If a log-probability is not finite, on all ranks.
+        RunError: If a log-probability is not finite, on all ranks.
     """
     batch, loss, policy = experience.batch, module.loss, module.policy
     assert policy is not None

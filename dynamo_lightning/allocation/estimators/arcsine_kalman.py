@@ -9,6 +9,7 @@ import numpy as np
 
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.records import FloatArray
+from dynamo_lightning.errors import UserError
 
 RIGHT_ANGLE = math.pi / 2
 
@@ -31,7 +32,7 @@ class ArcsineKalman(VarianceEstimator):
             in 32 iterations; 0 if the policy stands still.
 
     Raises:
-        ValueError: If `drift_variance` is negative or not finite.
+        UserError: If `drift_variance` is negative or not finite.
     """
 
     columns = ("mean", "variance")
@@ -41,7 +42,7 @@ class ArcsineKalman(VarianceEstimator):
 
     def __init__(self, drift_variance: float = 5e-4) -> None:
         if not (drift_variance >= 0 and math.isfinite(drift_variance)):
-            raise ValueError(f"drift_variance={drift_variance} must be a finite number of at least 0")
+            raise UserError(f"drift_variance={drift_variance} must be a finite number of at least 0")
         self.drift_variance = float(drift_variance)
 
     def initial_state(self) -> tuple[float, ...]:
@@ -52,9 +53,9 @@ class ArcsineKalman(VarianceEstimator):
         """Raise a ValueError if a mean is not within [0, π/2] or a variance not positive."""
         mean, variance = state
         if not ((mean >= 0) & (mean <= RIGHT_ANGLE)).all():
-            raise ValueError(f"'mean' has a value outside [0, π/2], range {mean.min():g} to {mean.max():g}")
+            raise UserError(f"'mean' has a value outside [0, π/2], range {mean.min():g} to {mean.max():g}")
         if not (variance > 0).all():
-            raise ValueError(f"'variance' has the value {variance.min():g}, which is not positive")
+            raise UserError(f"'variance' has the value {variance.min():g}, which is not positive")
 
     def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
         """Let the variance grow and average with the new observation by precision."""

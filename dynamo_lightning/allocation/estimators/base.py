@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from dynamo_lightning.allocation.records import FloatArray
+from dynamo_lightning.errors import UserError
 
 
 class VarianceEstimator(ABC):
@@ -32,7 +33,7 @@ class VarianceEstimator(ABC):
         """Raise a ValueError if `state` cannot be: by default if a number is negative."""
         for column, values in zip(self.columns, state, strict=True):
             if (values < 0).any():
-                raise ValueError(f"{column!r} has the negative value {values.min()}")
+                raise UserError(f"{column!r} has the negative value {values.min()}")
 
     def fit_population(self, state: FloatArray, elapsed: FloatArray) -> tuple[float, ...]:
         """Return what all visited prompts say of any prompt; `elapsed` is up to the latest visit of any prompt."""

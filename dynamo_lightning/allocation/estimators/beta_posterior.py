@@ -8,6 +8,7 @@ import numpy as np
 
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.records import FloatArray
+from dynamo_lightning.errors import UserError
 
 
 class BetaPosterior(VarianceEstimator):
@@ -22,7 +23,7 @@ class BetaPosterior(VarianceEstimator):
         half_life: RL iterations after which an outcome counts half; infinite to count all alike.
 
     Raises:
-        ValueError: If `half_life` is not positive.
+        UserError: If `half_life` is not positive.
     """
 
     columns = ("successes", "failures")
@@ -32,7 +33,7 @@ class BetaPosterior(VarianceEstimator):
 
     def __init__(self, half_life: float = 32.0) -> None:
         if not half_life > 0:
-            raise ValueError(f"half_life={half_life} must be a positive number of RL iterations")
+            raise UserError(f"half_life={half_life} must be a positive number of RL iterations")
         self.half_life = float(half_life)
 
     def discount(self, counts: FloatArray, elapsed: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ import numpy as np
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.allocation.variance import sample_bernoulli_variance
+from dynamo_lightning.errors import UserError
 
 
 class PaperBernoulli(VarianceEstimator):
@@ -24,7 +25,7 @@ class PaperBernoulli(VarianceEstimator):
         super().check_state(state)
         if (state[0] > state[1]).any():
             row = np.flatnonzero(state[0] > state[1])[0]
-            raise ValueError(f"{state[0, row]:g} successes in {state[1, row]:g} rollouts")
+            raise UserError(f"{state[0, row]:g} successes in {state[1, row]:g} rollouts")
 
     def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
         """Add the new counts."""
