@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import numpy as np
 from jsonargparse import lazy_instance
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
@@ -197,10 +198,16 @@ class RolloutDataModule(L.LightningDataModule):
                 seed=run_seed(),
                 make_batch=self._training_batch,
                 drop_last=self.drop_last,
+                overfit_batches=getattr(self.trainer, "overfit_batches", 0),
             )
             if self._restored_position is not None:
                 self._stream.load_state_dict(self._restored_position)
         return self._stream
+
+    @property
+    def num_batches(self) -> int:
+        """RL iterations of one epoch."""
+        return len(self.train_dataloader())
 
     def val_dataloader(self) -> list[Iterable[PromptBatch]]:
         """One loader for each validation data set."""
@@ -322,16 +329,29 @@ class RolloutDataModule(L.LightningDataModule):
             tokens[row] += outcome.response_length
         self.statistics.observe(list(rows), successes, counts, batch.iteration, response_tokens=tokens)
 
+    def _fingerprint(self) -> dict[str, int]:
+        """Number and order-dependent checksum of the training prompts; empty before they are loaded."""
+        if "train" not in self._prompts:
+            return {}
+        ids = [prompt.prompt_id for prompts in self._prompts["train"] for prompt in prompts]
+        return {"count": len(ids), "checksum": zlib.crc32(np.array(ids, dtype=np.int64).tobytes())}
+
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics and stream position: tensors and primitives only."""
         position = self._stream.state_dict() if self._stream is not None else self._restored_position
-        return {"statistics": self.statistics.state_dict(), "stream": position or {}}
+        return {"statistics": self.statistics.state_dict(), "stream": position or {}, "prompts": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; Lightning does not restore a loader's position after an epoch's end."""
         self.statistics.load_state_dict(state_dict["statistics"])
+        saved, own = state_dict.get("prompts"), self._fingerprint()
+        if saved and own and saved != own:
+            rank_zero_warn(
+                f"data.train: the checkpoint was trained on {saved['count']} other prompts than these {own['count']}: "
+                "what it knows of prompts that are in both is kept, and the pass goes on at the same position"
+            )
         self._restored_position = state_dict["stream"] or None
         if self._stream is not None and self._restored_position is not None:
             self._stream.load_state_dict(self._restored_position)

@@ -42,6 +42,7 @@ from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.offload import OptimizerOffload
 from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.runs.trainer_checks import check_data_module, check_trainer, check_validation_interval
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
 from dynamo_lightning.update.config import UpdateConfig
@@ -145,13 +146,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Called before Lightning's own checks, so that an error can name our options."""
-        for flag, default, instead in (
-            ("gradient_clip_val", None, "model.gradient_clip_val"),
-            ("accumulate_grad_batches", 1, "model.updates.max_tokens_per_micro_batch"),
-        ):
-            value = getattr(self.trainer, flag)
-            if value != default:
-                raise UserError(f"trainer.{flag}={value} does not apply to a policy update: use {instead}")
+        check_trainer(self.trainer, self)
         return [CloseOnException()]
 
     def configure_model(self) -> None:
@@ -182,6 +177,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
 
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
+        check_data_module(self.trainer)
         if self.one_step_off and self.datamodule.pilot:
             raise UserError(f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0")
         if self.collector.generator.separate_engine and isinstance(self.trainer.strategy, FSDPStrategy):
@@ -210,6 +206,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         Raises:
             UserError: Names the options.
         """
+        check_validation_interval(self.trainer, self.datamodule.num_batches)
         longest = self.datamodule.longest_training_prompt() + self.sampling.max_response_length
         if longest > self.update_config.max_tokens_per_micro_batch:
             raise UserError(

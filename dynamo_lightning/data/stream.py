@@ -32,6 +32,8 @@ class PromptStream:
         seed: Seed of the permutations, at least 0; epoch `e` is permuted by `(seed, e)`.
         make_batch: Called with the iteration number and the prompts of a batch when the batch is due.
         drop_last: Whether a last batch with fewer prompts is dropped.
+        overfit_batches: Lightning's option of that name: the first so many batches (or that share of them) are yielded
+            in every epoch; 0 switches it off.
 
     Raises:
         UserError: If there is no prompt, no full batch under `drop_last`, or an argument is out of range.
@@ -44,6 +46,7 @@ class PromptStream:
         seed: int,
         make_batch: Callable[[int, Sequence[Prompt]], PromptBatch],
         drop_last: bool = False,
+        overfit_batches: int | float = 0,
     ) -> None:
         if prompts_per_batch < 1 or seed < 0:
             raise UserError(f"data.prompts_per_batch={prompts_per_batch} must be at least 1, seed={seed} at least 0")
@@ -57,6 +60,7 @@ class PromptStream:
         self.seed = seed
         self.make_batch = make_batch
         self.drop_last = drop_last
+        self.overfit_batches = overfit_batches
         self.epoch = 0
         """Passes over the data set begun before this one: which permutation it is."""
         self.position = 0
@@ -77,6 +81,8 @@ class PromptStream:
         # Lightning stops after `len()` batches without asking for one more, so an epoch is closed by the next one.
         if self.step >= len(self):
             self.step = 0
+        if self.overfit_batches and self.step in (0, self._num_repeated()):
+            self.epoch = self.position = self.step = 0
         while self.step < len(self):
             if not self._has_batch():
                 self.epoch, self.position = self.epoch + 1, 0
@@ -119,6 +125,11 @@ class PromptStream:
             generator = np.random.default_rng([self.seed, self.epoch])
             self._permutation = (self.epoch, generator.permutation(len(self.prompts)))
         return self._permutation[1]
+
+    def _num_repeated(self) -> int:
+        """Return the number of batches that `overfit_batches` repeats."""
+        share = self.overfit_batches
+        return share if isinstance(share, int) else int(len(self) * share)
 
     def _has_batch(self) -> bool:
         """Return whether this epoch has another batch."""
