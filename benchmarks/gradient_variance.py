@@ -209,7 +209,7 @@ class Recorder(L.Callback):
                 copy.deepcopy(pl_module.policy.state_dict()),
                 tuple(self.prompts[i] for i in ids),
                 {
-                    name: data.statistics.estimate(ids, self.iteration).bernoulli_variance
+                    name: data.allocator.statistics.estimate(ids, self.iteration).bernoulli_variance
                     for name, data in self.arms.items()
                 },
             )

@@ -40,7 +40,8 @@ def variance_ratios(record: IterationRecord, success_threshold: float = 0.5) -> 
           that came back, which is unbiased for p(1 − p) but noisy: average it over iterations.
     """
     ratios = {}
-    variances, sizes = np.array(record.batch.bernoulli_variances), np.array(record.batch.group_sizes)
+    plans = record.batch.plans
+    variances, sizes = np.array([(plan.bernoulli_variance, plan.size) for plan in plans]).T
     kept = sizes >= 2
     if variances[kept].sum() > 0:
         ratios["alloc/predicted_variance_ratio"] = variance_ratio(variances[kept], sizes[kept])

@@ -1,4 +1,4 @@
-"""Prompts, the running variance estimates of their rewards, and each batch's share-out of the rollout budget."""
+"""Prompts, their order, and an allocator that reallocates the rollout budget of each batch."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ import numpy as np
 from jsonargparse import lazy_instance
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
+from dynamo_lightning.allocation.allocate import Cost
+from dynamo_lightning.allocation.allocator import Allocator
+from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
-from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
-from dynamo_lightning.allocation.records import Estimate
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
-from dynamo_lightning.allocation.statistics import PromptStatistics
 from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.data.stream import EvaluationStream, PromptStream
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
-from dynamo_lightning.types import Outcome, Prompt, PromptBatch
+from dynamo_lightning.types import GroupPlan, Outcome, Prompt, PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Yields the global batch of each RL iteration, its rollout budget shared out by expected gradient variance.
+    """Yields the global batch of each RL iteration, its rollout budget allocated by expected gradient variance.
 
     Every rank gets the same batch: a `DistributedSampler` has no place here, the module spreads the rollouts instead.
 
@@ -108,26 +107,23 @@ class RolloutDataModule(L.LightningDataModule):
         self.tokenizer_config = PolicyConfig(revision=tokenizer_revision, trust_remote_code=trust_remote_code)
         self.max_prompt_length = max_prompt_length
         self.prompts_per_batch = prompts_per_batch
-        self.rollouts_per_prompt = rollouts_per_prompt
         self.min_rollouts = min_rollouts if min_rollouts is not None else max(2, rollouts_per_prompt // 4)
         self.max_rollouts = max_rollouts if max_rollouts is not None else 3 * rollouts_per_prompt
-        self.rule = rule
-        self.cost: Cost = cost
         self.pilot = pilot
-        self.accept_skip_bias = accept_skip_bias
         self.success_threshold = success_threshold
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.eval_rollouts_per_prompt = eval_rollouts_per_prompt
         self.drop_last = drop_last
-        self.statistics = PromptStatistics(estimator)
+        self.allocator = Allocator(
+            RolloutBudget(
+                rollouts_per_prompt, self.min_rollouts, self.max_rollouts, rule, cost, pilot, accept_skip_bias
+            ),
+            estimator,
+            success_threshold,
+        )
         self._prompts: dict[str, list[list[Prompt]]] = {}
         self._stream: PromptStream | None = None
         self._restored_position: dict[str, Any] | None = None
-        # An impossible budget is the same mistake for every batch: say so before anything is loaded.
-        anything = self.statistics.estimate([0], iteration=0)
-        self.allocate(anything, [0])
-        if pilot:
-            pilot_weights(anything, [0], rollouts_per_prompt, pilot, self.min_rollouts, self.max_rollouts, rule, cost)
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -233,57 +229,17 @@ class RolloutDataModule(L.LightningDataModule):
 
     # --- allocation ---------------------------------------------------------------------------------------------------
 
-    def allocate(self, estimate: Estimate, prompt_ids: Sequence[int]) -> np.ndarray:
-        """Share the budget of a batch out over its prompts.
-
-        Args:
-            estimate: What is expected of each prompt, `[num_prompts]` each.
-            prompt_ids: `[num_prompts]`, to break ties.
-
-        Returns:
-            Group sizes, `[num_prompts]`, int64, of mean `rollouts_per_prompt` exactly (with `cost: tokens`: worth it).
-        """
-        return allocate_rollouts(
-            estimate,
-            prompt_ids,
-            budget=self.rollouts_per_prompt * len(prompt_ids),
-            min_rollouts=self.min_rollouts,
-            max_rollouts=self.max_rollouts,
-            rule=self.rule,
-            cost=self.cost,
-            accept_skip_bias=self.accept_skip_bias,
-        )
-
     def _training_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
-        prompt_ids = [prompt.prompt_id for prompt in prompts]
-        estimate = self.statistics.estimate(prompt_ids, iteration)
-        return PromptBatch(
-            iteration=iteration,
-            prompts=tuple(prompts),
-            group_sizes=tuple(self.allocate(estimate, prompt_ids).tolist()),
-            success_rates=tuple(estimate.success_rate.tolist()),
-            bernoulli_variances=tuple(estimate.bernoulli_variance.tolist()),
-            unseen=tuple(estimate.unseen.tolist()),
-        )
+        return PromptBatch(iteration, self.allocator.plan(prompts, iteration))
 
     def parts(self, batch: PromptBatch) -> Iterator[PromptBatch]:
-        """The batch itself; or, with a pilot, the pilot part and then the part that its outcomes lead to.
+        """The batch itself; with a pilot, then the commit groups that the pilot's outcomes lead to.
 
-        Between the two, `observe` must have been called with the pilot's outcomes. Their shares in the gradient are
-        fixed beforehand, see `dynamo_lightning.allocation.pilot`.
+        Between the two, `observe` must have been called with the pilot's outcomes.
         """
-        if not self.pilot:
-            yield batch
-            return
-        prompt_ids = [prompt.prompt_id for prompt in batch.prompts]
-        budget = self.rollouts_per_prompt * len(prompt_ids)
-        before = self.statistics.estimate(prompt_ids, batch.iteration)
-        bounds = (self.min_rollouts, self.max_rollouts)
-        weights = pilot_weights(before, prompt_ids, budget, self.pilot, *bounds, self.rule, self.cost)
-        yield batch.with_groups((self.pilot,) * len(prompt_ids), weights.tolist())
-        after = self.statistics.estimate(prompt_ids, batch.iteration)
-        sizes = allocate_commit(after, prompt_ids, budget, self.pilot, weights, *bounds, self.rule, self.cost)
-        yield batch.with_groups(sizes.tolist(), (1 - weights).tolist(), first_sample_index=self.pilot)
+        yield batch
+        if commit := self.allocator.plan_commit(batch.plans, batch.iteration):
+            yield PromptBatch(batch.iteration, commit)
 
     def more(self, iteration: int, count: int) -> PromptBatch | None:
         """Further prompts of this epoch for a running iteration, allocated like any batch; none if none is left.
@@ -303,15 +259,7 @@ class RolloutDataModule(L.LightningDataModule):
         return next(iter(ahead), None) if ahead.step < len(ahead) else None
 
     def _evaluation_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
-        num_prompts = len(prompts)
-        return PromptBatch(
-            iteration=iteration,
-            prompts=tuple(prompts),
-            group_sizes=(self.eval_rollouts_per_prompt,) * num_prompts,
-            success_rates=(0.5,) * num_prompts,
-            bernoulli_variances=(0.25,) * num_prompts,
-            unseen=(True,) * num_prompts,
-        )
+        return PromptBatch(iteration, tuple(GroupPlan(prompt, self.eval_rollouts_per_prompt) for prompt in prompts))
 
     def observe(self, batch: PromptBatch, outcomes: Sequence[Outcome]) -> None:
         """Learn from the outcomes of a batch: the same ones, of all ranks, on every rank.
@@ -320,14 +268,7 @@ class RolloutDataModule(L.LightningDataModule):
             batch: The batch they belong to.
             outcomes: Its scored rollouts in any order; joined by prompt id.
         """
-        rows = {prompt.prompt_id: row for row, prompt in enumerate(batch.prompts)}
-        successes, counts, tokens = np.zeros((3, len(rows)))
-        for outcome in outcomes:
-            row = rows[outcome.prompt_id]
-            successes[row] += outcome.score.reward >= self.success_threshold
-            counts[row] += 1
-            tokens[row] += outcome.response_length
-        self.statistics.observe(list(rows), successes, counts, batch.iteration, response_tokens=tokens)
+        self.allocator.observe(batch.plans, outcomes, batch.iteration)
 
     def _fingerprint(self) -> dict[str, int]:
         """Number and order-dependent checksum of the training prompts; empty before they are loaded."""
@@ -341,11 +282,11 @@ class RolloutDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Statistics and stream position: tensors and primitives only."""
         position = self._stream.state_dict() if self._stream is not None else self._restored_position
-        return {"statistics": self.statistics.state_dict(), "stream": position or {}, "prompts": self._fingerprint()}
+        return {"statistics": self.allocator.state_dict(), "stream": position or {}, "prompts": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; Lightning does not restore a loader's position after an epoch's end."""
-        self.statistics.load_state_dict(state_dict["statistics"])
+        self.allocator.load_state_dict(state_dict["statistics"])
         saved, own = state_dict.get("prompts"), self._fingerprint()
         if saved and own and saved != own:
             rank_zero_warn(

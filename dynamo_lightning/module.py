@@ -29,7 +29,6 @@ from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
-from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.policy.lora import without_adapters
@@ -46,6 +45,7 @@ from dynamo_lightning.runs.trainer_checks import check_data_module, check_traine
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
 from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.join import join
 from dynamo_lightning.update.scoring import passes_per_rollout, scoring_pass
 from dynamo_lightning.update.steps import PolicyHolder, update_policy
 
@@ -250,7 +250,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         staleness = self.begin_next_batch() if self.one_step_off else {}
         self.rest_generator()
         batch = merge_parts(found.parts)
-        rollout_batch = assign_advantages(found, self.loss.advantage)
+        rollout_batch = join(found, self.loss.advantage)
         with self.phase("score"):
             experience = scoring_pass(
                 self.policy,

@@ -68,6 +68,6 @@ def allocation_metrics(batch: PromptBatch, min_rollouts: int, max_rollouts: int)
         "alloc/budget": float(sum(sizes)),
         "alloc/frac_at_min": statistics.fmean(size == min_rollouts for size in sizes),
         "alloc/frac_at_max": statistics.fmean(size == max_rollouts for size in sizes),
-        "alloc/frac_unseen": statistics.fmean(batch.unseen),
-        "alloc/p_hat_mean": statistics.fmean(batch.success_rates),
+        "alloc/frac_unseen": statistics.fmean(plan.unseen for plan in batch.plans),
+        "alloc/p_hat_mean": statistics.fmean(plan.success_rate for plan in batch.plans),
     }

@@ -6,7 +6,7 @@ All but one are frozen dataclasses. Two rollouts are never matched by position, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,30 @@ class Prompt:
     """Row of the data set, counting from 0; of merged rows the first."""
 
 
+@dataclass(frozen=True)
+class GroupPlan:
+    """A group of rollouts to sample for one prompt, and what was expected of the prompt when it was planned.
+
+    Example:
+        `GroupPlan(prompt, size=6, success_rate=0.3, bernoulli_variance=0.15, unseen=False)`: six rollouts with sample
+        indices 0 to 5, which make up all of the prompt's weight in the gradient.
+    """
+
+    prompt: Prompt
+    size: int
+    """Rollouts of the group."""
+    share: float = 1.0
+    """Share of the prompt's weight in the gradient; below 1 if a pilot and a commit group share the prompt."""
+    first_sample_index: int = 0
+    """Sample index of the group's first rollout: a commit group counts on from its pilot."""
+    success_rate: float = 0.5
+    """Expected success rate of the prompt before its rollouts, in [0, 1]."""
+    bernoulli_variance: float = 0.25
+    """Expected reward variance E[p(1 − p)] of the prompt before its rollouts."""
+    unseen: bool = True
+    """The prompt had no outcome yet."""
+
+
 class PromptBatch:
     """The global batch of one RL iteration, the same on every rank, with its allocation.
 
@@ -45,50 +69,22 @@ class PromptBatch:
 
     Args:
         iteration: RL iterations finished before this one; never reset between epochs.
-        prompts: `[num_prompts]`.
-        group_sizes: Rollouts given to each prompt, `[num_prompts]`.
-        success_rates: Expected success rate of each prompt before its rollouts, `[num_prompts]`, in [0, 1].
-        bernoulli_variances: Expected reward variance p(1 − p) of each prompt before its rollouts, `[num_prompts]`.
-        unseen: Whether the prompt had no outcome yet, `[num_prompts]`.
-        shares: Share of each prompt's weight in the gradient that these rollouts have, `[num_prompts]`; 1 unless a
-            pilot and a commit part share the prompts.
-        first_sample_index: Sample index of the first rollout of each group: the commit part counts on from the pilot.
+        plans: One group for each prompt, `[num_prompts]`.
     """
 
-    def __init__(
-        self,
-        iteration: int,
-        prompts: tuple[Prompt, ...],
-        group_sizes: tuple[int, ...],
-        success_rates: tuple[float, ...],
-        bernoulli_variances: tuple[float, ...],
-        unseen: tuple[bool, ...],
-        shares: tuple[float, ...] | None = None,
-        first_sample_index: int = 0,
-    ) -> None:
+    def __init__(self, iteration: int, plans: Sequence[GroupPlan]) -> None:
         self.iteration = iteration
-        self.prompts = prompts
-        self.group_sizes = group_sizes
-        self.success_rates = success_rates
-        self.bernoulli_variances = bernoulli_variances
-        self.unseen = unseen
-        self.shares = shares if shares is not None else (1.0,) * len(prompts)
-        self.first_sample_index = first_sample_index
+        self.plans = tuple(plans)
 
-    def with_groups(
-        self, group_sizes: Sequence[int], shares: Sequence[float] | None = None, first_sample_index: int = 0
-    ) -> PromptBatch:
-        """The same prompts with other groups."""
-        return PromptBatch(
-            self.iteration,
-            self.prompts,
-            tuple(group_sizes),
-            self.success_rates,
-            self.bernoulli_variances,
-            self.unseen,
-            tuple(shares) if shares is not None else None,
-            first_sample_index,
-        )
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """Prompt of each group, `[num_prompts]`."""
+        return tuple(plan.prompt for plan in self.plans)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Rollouts of each group, `[num_prompts]`."""
+        return tuple(plan.size for plan in self.plans)
 
 
 @dataclass(frozen=True)
@@ -155,8 +151,12 @@ class Outcome:
 
 
 def merge_parts(parts: Sequence[PromptBatch]) -> PromptBatch:
-    """One batch of the parts of an iteration, a pilot and its commit: the same prompts, group sizes added up."""
-    return parts[0].with_groups([sum(sizes) for sizes in zip(*(part.group_sizes for part in parts), strict=True)])
+    """One batch of the parts of an iteration, a pilot and its commit: each prompt's groups as one."""
+    sizes: dict[int, int] = {}
+    for plan in (plan for part in parts for plan in part.plans):
+        sizes[plan.prompt.prompt_id] = sizes.get(plan.prompt.prompt_id, 0) + plan.size
+    whole = (replace(plan, size=sizes[plan.prompt.prompt_id], share=1.0) for plan in parts[0].plans)
+    return PromptBatch(parts[0].iteration, tuple(whole))
 
 
 @dataclass(frozen=True)

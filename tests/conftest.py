@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynamo_lightning.types import Prompt, PromptBatch, Rollout
+from dynamo_lightning.types import GroupPlan, Prompt, PromptBatch, Rollout
 
 torch.set_num_threads(2)
 
@@ -54,8 +54,8 @@ def make_batch():
     """Makes a batch with the given allocation, nothing being known of its prompts."""
 
     def make(prompts: list[Prompt], group_sizes: list[int], iteration: int = 0) -> PromptBatch:
-        n = len(prompts)
-        return PromptBatch(iteration, tuple(prompts), tuple(group_sizes), (0.5,) * n, (0.25,) * n, (True,) * n)
+        plans = [GroupPlan(prompt, size) for prompt, size in zip(prompts, group_sizes, strict=True)]
+        return PromptBatch(iteration, plans)
 
     return make
 

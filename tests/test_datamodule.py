@@ -37,7 +37,7 @@ def run_epoch(data, rate):
 def test_unseen_prompts_share_the_budget_equally(tiny_policy, prompt_file):
     for batch in make_data(tiny_policy, prompt_file).train_dataloader():
         assert batch.group_sizes == (8,) * len(batch.prompts)
-        assert all(batch.unseen)
+        assert all(plan.unseen for plan in batch.plans)
 
 
 def test_budget_moves_to_uncertain_prompts_and_stays_exact(tiny_policy, prompt_file):
@@ -126,12 +126,12 @@ def test_a_pilot_comes_first_and_the_rest_follows_what_it_showed(tiny_policy, pr
     commit = next(parts)
     assert next(parts, None) is None
     assert sum(pilot.group_sizes) + sum(commit.group_sizes) == 10 * 12
-    assert commit.first_sample_index == 4
+    assert {plan.first_sample_index for plan in commit.plans} == {4}
     sizes = {p.answer: n for p, n in zip(commit.prompts, commit.group_sizes, strict=True)}
     assert sizes["2"] == max(sizes.values()) > min(sizes.values()) >= 2
     # The mixing weights are fixed before the pilot: all prompts were unseen then, so all weigh the same.
-    assert len(set(pilot.shares)) == 1
-    assert [a + b for a, b in zip(pilot.shares, commit.shares, strict=True)] == pytest.approx([1.0] * 12)
+    assert len({plan.share for plan in pilot.plans}) == 1
+    assert [a.share + b.share for a, b in zip(pilot.plans, commit.plans, strict=True)] == pytest.approx([1.0] * 12)
 
 
 def test_token_cost_gives_short_responses_more_rollouts(tiny_policy, prompt_file):

@@ -1,6 +1,8 @@
 """Where rollouts go: running estimates of each prompt's reward variance, and exact shares of the budget."""
 
 from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
+from dynamo_lightning.allocation.allocator import Allocator
+from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators import ArcsineKalman, BetaPosterior, PaperBernoulli, VarianceEstimator
 from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
 from dynamo_lightning.allocation.records import AllocationProblem, Estimate
@@ -24,6 +26,7 @@ from dynamo_lightning.allocation.variance import (
 __all__ = [
     "AllocationProblem",
     "AllocationRule",
+    "Allocator",
     "ArcsineKalman",
     "BetaPosterior",
     "Cost",
@@ -34,6 +37,7 @@ __all__ = [
     "PromptStatistics",
     "ProportionalRule",
     "RLOORule",
+    "RolloutBudget",
     "SignalRule",
     "UniformRule",
     "VarianceEstimator",

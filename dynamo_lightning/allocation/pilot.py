@@ -29,54 +29,42 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
+from dynamo_lightning.allocation.allocate import allocate_rollouts
+from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
-from dynamo_lightning.allocation.rules import AllocationRule
 from dynamo_lightning.errors import UserError
 
 LEAST_PART = 2
 """Rollouts that either stage needs of every prompt, for its own leave-one-out advantages."""
 
 
-def commit_bounds(num_prompts: int, budget: int, pilot: int, min_rollouts: int, max_rollouts: int) -> tuple[int, int]:
+def commit_bounds(num_prompts: int, budget: RolloutBudget) -> tuple[int, int]:
     """Return the bounds of the commit sizes, such that pilot and commit together keep the prompts' bounds.
 
     Raises:
         UserError: If pilot or commit cannot have two rollouts for each prompt.
     """
-    if min_rollouts == 0:
+    pilot, total = budget.pilot, budget.of(num_prompts)
+    if budget.min_rollouts == 0:
         raise UserError(f"data.pilot={pilot} gives rollouts to every prompt: it does not go with data.min_rollouts=0")
     if pilot < LEAST_PART:
         raise UserError(f"data.pilot={pilot} is less than {LEAST_PART}, which leave-one-out advantages need")
-    if max_rollouts < pilot + LEAST_PART or budget < num_prompts * (pilot + LEAST_PART):
+    if budget.max_rollouts < pilot + LEAST_PART or total < num_prompts * (pilot + LEAST_PART):
         raise UserError(
             f"data.pilot={pilot} leaves too little: {num_prompts} prompts need {LEAST_PART} more rollouts each, but "
-            f"data.max_rollouts={max_rollouts} and the budget is {budget} (data.rollouts_per_prompt times prompts)"
+            f"data.max_rollouts={budget.max_rollouts} and the budget is {total} (data.rollouts_per_prompt times "
+            "prompts)"
         )
-    return max(LEAST_PART, min_rollouts - pilot), max_rollouts - pilot
+    return max(LEAST_PART, budget.min_rollouts - pilot), budget.max_rollouts - pilot
 
 
-def pilot_weights(
-    estimate: Estimate,
-    prompt_ids: ArrayLike,
-    budget: int,
-    pilot: int,
-    min_rollouts: int,
-    max_rollouts: int,
-    rule: AllocationRule,
-    cost: Cost = "rollouts",
-) -> FloatArray:
+def pilot_weights(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudget) -> FloatArray:
     """Return the weight `w_i = (k − 1)/(k + m'_i − 2)` of each prompt's pilot estimator; the commit's is `1 − w_i`.
 
     Args:
         estimate: From before the pilot: were its outcomes in it, the gradient would be biased.
         prompt_ids: Distinct ids, `[num_prompts]`.
-        budget: Rollouts of the whole batch, the pilot's included.
-        pilot: Pilot rollouts of each prompt, `k`.
-        min_rollouts: Smallest group size, pilot and commit together.
-        max_rollouts: Largest group size, pilot and commit together.
-        rule: What the group sizes minimise.
-        cost: What the budget counts.
+        budget: Of the whole batch, with a pilot of `k` rollouts for each prompt.
 
     Returns:
         The weights, `[num_prompts]`, in (0, 1).
@@ -84,35 +72,17 @@ def pilot_weights(
     Raises:
         UserError: As `commit_bounds` and `allocate_rollouts`.
     """
-    num_prompts = len(estimate.bernoulli_variance)
-    bounds = commit_bounds(num_prompts, budget, pilot, min_rollouts, max_rollouts)
-    expected = allocate_rollouts(estimate, prompt_ids, budget - pilot * num_prompts, *bounds, rule, cost)
-    return (pilot - 1) / (pilot + expected - 2)
+    return (budget.pilot - 1) / (budget.pilot + _commit_sizes(estimate, prompt_ids, budget) - 2)
 
 
-def allocate_commit(
-    estimate: Estimate,
-    prompt_ids: ArrayLike,
-    budget: int,
-    pilot: int,
-    weights: ArrayLike,
-    min_rollouts: int,
-    max_rollouts: int,
-    rule: AllocationRule,
-    cost: Cost = "rollouts",
-) -> IntArray:
-    """Return how many more rollouts each prompt gets after the pilot; at least 2, together `budget − k N`.
+def allocate_commit(estimate: Estimate, prompt_ids: ArrayLike, weights: ArrayLike, budget: RolloutBudget) -> IntArray:
+    """Return how many more rollouts each prompt gets after the pilot; at least 2, together `B − k N`.
 
     Args:
         estimate: Updated with the pilot's outcomes.
         prompt_ids: Distinct ids, `[num_prompts]`.
-        budget: Rollouts of the whole batch, the pilot's included.
-        pilot: Pilot rollouts of each prompt, `k`.
         weights: What `pilot_weights` returned before the pilot, `[num_prompts]`.
-        min_rollouts: Smallest group size, pilot and commit together.
-        max_rollouts: Largest group size, pilot and commit together.
-        rule: What the group sizes minimise.
-        cost: What the budget counts.
+        budget: Of the whole batch, with a pilot of `k` rollouts for each prompt.
 
     Returns:
         The commit sizes, `[num_prompts]`.
@@ -120,8 +90,14 @@ def allocate_commit(
     Raises:
         UserError: As `commit_bounds` and `allocate_rollouts`.
     """
-    num_prompts = len(estimate.bernoulli_variance)
-    bounds = commit_bounds(num_prompts, budget, pilot, min_rollouts, max_rollouts)
     share = 1 - np.asarray(weights, dtype=np.float64)
     scaled = replace(estimate, bernoulli_variance=estimate.bernoulli_variance * share**2)
-    return allocate_rollouts(scaled, prompt_ids, budget - pilot * num_prompts, *bounds, rule, cost)
+    return _commit_sizes(scaled, prompt_ids, budget)
+
+
+def _commit_sizes(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudget) -> IntArray:
+    """Return the allocation of what the pilot leaves of the budget, `[num_prompts]`."""
+    num_prompts = len(estimate.bernoulli_variance)
+    bounds = commit_bounds(num_prompts, budget)
+    rest = budget.of(num_prompts) - budget.pilot * num_prompts
+    return allocate_rollouts(estimate, prompt_ids, rest, *bounds, budget.rule, budget.cost)

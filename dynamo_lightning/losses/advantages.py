@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.types import Collected, Outcome, RolloutBatch
 
 
 def group_sums(values: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
@@ -138,44 +137,3 @@ class WReinforce(Advantage):
         """λ where `r ≥ success_threshold`, else −1."""
         right = rewards >= self.success_threshold
         return torch.where(right, self.positive_weight, -1.0).to(rewards.dtype)
-
-
-def assign_advantages(collected: Collected, advantage: Advantage) -> RolloutBatch:
-    """This rank's rollouts with their advantages, which are computed over the rollouts of all ranks.
-
-    Outcomes and rollouts are joined on `(prompt_id, sample_index)`; a rollout without outcome was dropped. Each part
-    has a group for each prompt. A pilot and its commit are groups of their own, with leave-one-out means of their
-    own: what the commit's size is depends on the pilot, so pooling them would bias the gradient.
-
-    Args:
-        collected: What the iteration sampled.
-        advantage: How rewards become advantages.
-    """
-    parts, outcomes = collected.parts, collected.outcomes
-    num_prompts = len(parts[0].prompts)
-    position = {prompt.prompt_id: index for index, prompt in enumerate(parts[0].prompts)}
-
-    def group_of(outcome: Outcome) -> int:
-        part = sum(later.first_sample_index <= outcome.sample_index for later in parts[1:])
-        return part * num_prompts + position[outcome.prompt_id]
-
-    group_indices = torch.tensor([group_of(outcome) for outcome in outcomes], dtype=torch.int64)
-    rewards = torch.tensor([outcome.score.reward for outcome in outcomes], dtype=torch.float32)
-    lengths = torch.tensor([outcome.response_length for outcome in outcomes], dtype=torch.int64)
-    advantages = advantage(rewards, group_indices)
-    empty = torch.zeros(len(parts) * num_prompts, dtype=torch.int64)
-    row_of = {outcome.key: row for row, outcome in enumerate(outcomes)}
-    own = [rollout for rollout in collected.rollouts if rollout.key in row_of]
-    own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
-    return RolloutBatch(
-        iteration=parts[0].iteration,
-        rollouts=tuple(own),
-        advantages=advantages[own_rows],
-        group_indices=group_indices[own_rows],
-        group_prompts=torch.arange(num_prompts).repeat(len(parts)),
-        group_shares=torch.tensor([share for part in parts for share in part.shares], dtype=torch.float64),
-        group_sizes=empty.index_add(0, group_indices, torch.ones_like(lengths)),
-        group_tokens=empty.index_add(0, group_indices, lengths),
-        group_teaches=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
-        spare=collected.spare,
-    )

@@ -103,19 +103,9 @@ def select_prompts(batches: Sequence[PromptBatch], prompt_ids: Sequence[int]) ->
     """One batch of the chosen prompts out of several batches of one iteration.
 
     Args:
-        batches: At least one; of equal `first_sample_index`.
+        batches: At least one.
         prompt_ids: Those to take, in this order; each in one of the batches.
     """
-    assert len({(batch.iteration, batch.first_sample_index) for batch in batches}) == 1
-    place = {prompt.prompt_id: (batch, row) for batch in batches for row, prompt in enumerate(batch.prompts)}
-    chosen = [place[prompt_id] for prompt_id in prompt_ids]
-    return PromptBatch(
-        batches[0].iteration,
-        tuple(batch.prompts[row] for batch, row in chosen),
-        tuple(batch.group_sizes[row] for batch, row in chosen),
-        tuple(batch.success_rates[row] for batch, row in chosen),
-        tuple(batch.bernoulli_variances[row] for batch, row in chosen),
-        tuple(batch.unseen[row] for batch, row in chosen),
-        tuple(batch.shares[row] for batch, row in chosen),
-        batches[0].first_sample_index,
-    )
+    assert len({batch.iteration for batch in batches}) == 1
+    plans = {plan.prompt.prompt_id: plan for batch in batches for plan in batch.plans}
+    return PromptBatch(batches[0].iteration, tuple(plans[prompt_id] for prompt_id in prompt_ids))

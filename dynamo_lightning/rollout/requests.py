@@ -21,9 +21,9 @@ def make_requests(batch: PromptBatch, stage: str, seed: int) -> list[RolloutRequ
     """
     iteration = batch.iteration if stage == "train" else 0
     return [
-        RolloutRequest(prompt, index, derive_seed(seed, stage, iteration, prompt.prompt_id, index))
-        for prompt, group_size in zip(batch.prompts, batch.group_sizes, strict=True)
-        for index in range(batch.first_sample_index, batch.first_sample_index + group_size)
+        RolloutRequest(plan.prompt, index, derive_seed(seed, stage, iteration, plan.prompt.prompt_id, index))
+        for plan in batch.plans
+        for index in range(plan.first_sample_index, plan.first_sample_index + plan.size)
     ]
 
 

@@ -12,6 +12,7 @@ from dynamo_lightning.allocation import (
     PaperBernoulli,
     PromptStatistics,
     RLOORule,
+    RolloutBudget,
     allocate_commit,
     allocate_rollouts,
     pilot_weights,
@@ -21,6 +22,7 @@ from dynamo_lightning.allocation import (
 RATES = np.array([0.1, 0.3, 0.5])
 IDS = [10, 20, 30]
 BUDGET, PILOT, LOW, HIGH = 24, 3, 5, 14
+REQUEST = RolloutBudget(BUDGET // 3, LOW, HIGH, pilot=PILOT)
 
 
 def chances(rate, size):
@@ -37,13 +39,13 @@ def history():
 def pilots():
     """Every outcome of the pilot: its chance, the successes and the commit sizes that follow from it."""
     before = history().estimate(IDS, 1)
-    weights = pilot_weights(before, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule())
+    weights = pilot_weights(before, IDS, REQUEST)
     for successes in itertools.product(range(PILOT + 1), repeat=3):
         chance = np.prod([chances(rate, PILOT)[k] for rate, k in zip(RATES, successes, strict=True)])
         statistics = history()
         statistics.observe(IDS, successes, [PILOT] * 3, 1)
         estimate = statistics.estimate(IDS, 1)
-        yield chance, successes, weights, allocate_commit(estimate, IDS, BUDGET, PILOT, weights, LOW, HIGH, RLOORule())
+        yield chance, successes, weights, allocate_commit(estimate, IDS, weights, REQUEST)
 
 
 def expected_gradient(estimator):
@@ -96,13 +98,13 @@ def test_commit_sizes_depend_on_the_pilot_and_keep_budget_and_bounds():
 def test_weights_by_hand():
     # Without a history all are alike: 24 − 9 = 15 commit rollouts, 5 each, so w = 2/(2 + 4).
     unseen = PromptStatistics(BetaPosterior()).estimate(IDS, 0)
-    weights = pilot_weights(unseen, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule())
+    weights = pilot_weights(unseen, IDS, REQUEST)
     np.testing.assert_allclose(weights, [1 / 3] * 3)
 
 
 def test_weights_are_the_best_for_the_expected_commit_sizes():
     before = history().estimate(IDS, 1)
-    weights = pilot_weights(before, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule())
+    weights = pilot_weights(before, IDS, REQUEST)
     sizes = allocate_rollouts(before, IDS, BUDGET - 3 * PILOT, max(2, LOW - PILOT), HIGH - PILOT, RLOORule())
 
     def variance(w):
@@ -115,7 +117,7 @@ def test_weights_are_the_best_for_the_expected_commit_sizes():
 def test_commit_minimises_what_the_weights_leave():
     estimate = history().estimate(IDS, 1)
     weights = np.array([0.5, 0.1, 0.3])
-    sizes = allocate_commit(estimate, IDS, BUDGET, PILOT, weights, LOW, HIGH, RLOORule())
+    sizes = allocate_commit(estimate, IDS, weights, REQUEST)
     left = (1 - weights) ** 2 * estimate.bernoulli_variance
     every = (np.array(m) for m in itertools.product(range(2, 12), repeat=3) if sum(m) == 15)
     assert (left / (sizes - 1)).sum() == pytest.approx(min((left / (m - 1)).sum() for m in every))
@@ -136,16 +138,17 @@ def test_weights_do_not_depend_on_the_pilots_outcomes():
     ],
 )
 def test_impossible_pilots_are_refused(changes, message):
-    request = {"budget": BUDGET, "pilot": PILOT, "min_rollouts": LOW, "max_rollouts": HIGH, "rule": RLOORule()}
+    request = replace(REQUEST, **changes)
     estimate = history().estimate(IDS, 1)
     with pytest.raises(ValueError, match=message):
-        pilot_weights(estimate, IDS, **{**request, **changes})
+        pilot_weights(estimate, IDS, request)
     with pytest.raises(ValueError, match=message):
-        allocate_commit(estimate, IDS, weights=[0.5] * 3, **{**request, **changes})
+        allocate_commit(estimate, IDS, [0.5] * 3, request)
 
 
 def test_a_pilot_counts_tokens_too():
     estimate = replace(history().estimate(IDS, 1), response_length=np.array([10.0, 20.0, 60.0]))
-    weights = pilot_weights(estimate, IDS, BUDGET, PILOT, LOW, HIGH, RLOORule(), cost="tokens")
-    sizes = allocate_commit(estimate, IDS, BUDGET, PILOT, weights, LOW, HIGH, RLOORule(), cost="tokens")
+    request = replace(REQUEST, cost="tokens")
+    weights = pilot_weights(estimate, IDS, request)
+    sizes = allocate_commit(estimate, IDS, weights, request)
     assert ((PILOT + sizes) * estimate.response_length).sum() <= BUDGET * 30

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from dynamo_lightning.types import IterationRecord, Outcome, Prompt, PromptBatch, Rollout, Score
+from dynamo_lightning.types import GroupPlan, IterationRecord, Outcome, Prompt, PromptBatch, Rollout, Score
 
 
 def make_record(
@@ -28,7 +28,11 @@ def make_record(
     )
     group_sizes = tuple(group_sizes or map(len, rewards))
     variances = tuple(variances or [0.25] * len(rewards))
-    batch = PromptBatch(iteration, prompts, group_sizes, (0.5,) * len(prompts), variances, (False,) * len(prompts))
+    plans = [
+        GroupPlan(prompt, size, bernoulli_variance=variance, unseen=False)
+        for prompt, size, variance in zip(prompts, group_sizes, variances, strict=True)
+    ]
+    batch = PromptBatch(iteration, plans)
     outcomes = tuple(
         Outcome(p, s, Score(r, {"correct": r}), 3, False)
         for p, group in enumerate(rewards)

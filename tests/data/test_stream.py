@@ -3,7 +3,7 @@
 import pytest
 
 from dynamo_lightning.data.stream import PromptStream
-from dynamo_lightning.types import Prompt, PromptBatch
+from dynamo_lightning.types import GroupPlan, Prompt, PromptBatch
 
 
 def make_prompts(num_prompts):
@@ -11,8 +11,7 @@ def make_prompts(num_prompts):
 
 
 def make_batch(iteration, prompts):
-    zeros = (0.0,) * len(prompts)
-    return PromptBatch(iteration, tuple(prompts), (2,) * len(prompts), zeros, zeros, (True,) * len(prompts))
+    return PromptBatch(iteration, [GroupPlan(prompt, 2) for prompt in prompts])
 
 
 def make_stream(num_prompts=10, prompts_per_batch=4, seed=0, drop_last=False):

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import torch
 
-from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
 from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.join import join
 from dynamo_lightning.update.scoring import scoring_pass
 from dynamo_lightning.update.steps import accumulate_gradient
 
@@ -49,7 +49,7 @@ def make_rollouts(make_prompt, make_batch, rewards=REWARDS, iteration=0):
 def assign(module, parts, outcomes, rollouts):
     """The rollouts with their advantages."""
     collected = Collected(tuple(parts), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
-    return assign_advantages(collected, module.loss.advantage)
+    return join(collected, module.loss.advantage)
 
 
 def make_scored(module, make_prompt, make_batch, order=None, iteration=3):

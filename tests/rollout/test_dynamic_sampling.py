@@ -80,8 +80,8 @@ def test_selected_prompts_keep_their_allocation(make_round):
     second, _ = make_round([[0, 1, 1, 0]], 10)
     batch = select_prompts([first, second], [10, 0])
     assert [prompt.prompt_id for prompt in batch.prompts] == [10, 0]
-    assert (batch.group_sizes, batch.iteration, batch.first_sample_index) == ((4, 2), 5, 0)
-    assert batch.shares == (1.0, 1.0)
+    assert (batch.group_sizes, batch.iteration) == ((4, 2), 5)
+    assert [(plan.first_sample_index, plan.share) for plan in batch.plans] == [(0, 1.0), (0, 1.0)]
 
 
 def test_at_least_one_round_is_needed():

@@ -1,11 +1,14 @@
 """The update on a real (tiny) policy: what its gradient may and may not depend on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from update_case import REWARDS, SHUFFLED, assign, flat_gradient, learn, make_module, make_rollouts, score
 
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.types import PromptBatch
 from dynamo_lightning.update.steps import split_prompts
 
 
@@ -101,7 +104,7 @@ def test_outcomes_are_joined_on_prompt_and_sample_and_not_on_position(tiny_polic
     data = [RolloutDataModule(), RolloutDataModule()]
     data[0].observe(batch, outcomes)
     data[1].observe(batch, outcomes[::-1])
-    rates = [d.statistics.estimate([0, 1, 2, 3], 1).success_rate.tolist() for d in data]
+    rates = [d.allocator.statistics.estimate([0, 1, 2, 3], 1).success_rate.tolist() for d in data]
     assert rates[0] == rates[1]
     assert rates[0][1] > rates[0][2] > rates[0][0] > rates[0][3]
 
@@ -119,7 +122,9 @@ def test_a_dropped_rollout_leaves_group_statistics_and_denominators(tiny_policy,
 def test_pilot_and_commit_have_baselines_and_shares_of_their_own(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy, PolicyLoss(modulation=None))
     whole, outcomes, rollouts = make_rollouts(make_prompt, make_batch, [[1.0, 0.0, 1.0, 1.0, 0.0]])
-    parts = [whole.with_groups([2], [0.25]), whole.with_groups([3], [0.75], first_sample_index=2)]
+    (plan,) = whole.plans
+    pilot, commit = replace(plan, size=2, share=0.25), replace(plan, size=3, share=0.75, first_sample_index=2)
+    parts = [PromptBatch(0, [pilot]), PromptBatch(0, [commit])]
     batch = assign(module, parts, outcomes, rollouts)
     assert batch.advantages.tolist() == pytest.approx([1.0, -1.0, 0.5, 0.5, -1.0])
     assert batch.group_prompts.tolist() == [0, 0]

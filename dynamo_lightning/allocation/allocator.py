@@ -1,0 +1,131 @@
+"""The allocator: prompts in, one group of rollouts planned for each; outcomes in, better plans for later batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from dynamo_lightning.allocation.allocate import allocate_rollouts
+from dynamo_lightning.allocation.budget import RolloutBudget
+from dynamo_lightning.allocation.estimators.base import VarianceEstimator
+from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
+from dynamo_lightning.allocation.records import Estimate, IntArray
+from dynamo_lightning.allocation.statistics import PromptStatistics
+from dynamo_lightning.types import GroupPlan, Outcome, Prompt
+
+
+class Allocator:
+    """Plans the groups of each batch to minimize gradient variance, from running estimates of success rates.
+
+    The same calls give the same plans on every rank.
+
+    Args:
+        budget: Rollouts of a batch, and how they may be spent.
+        estimator: What is remembered of each prompt.
+        success_threshold: Rewards at or above this value count as success.
+
+    Raises:
+        UserError: If no batch could meet the budget: its mean and its bounds contradict each other.
+    """
+
+    def __init__(self, budget: RolloutBudget, estimator: VarianceEstimator, success_threshold: float = 0.5) -> None:
+        self.budget = budget
+        self.success_threshold = success_threshold
+        self.statistics = PromptStatistics(estimator)
+        # An impossible budget is the same mistake for every batch: say so before anything is loaded.
+        unknown = self.statistics.estimate([0], iteration=0)
+        self.allocate(unknown, [0])
+        if budget.pilot:
+            pilot_weights(unknown, [0], budget)
+
+    def allocate(self, estimate: Estimate, prompt_ids: Sequence[int]) -> IntArray:
+        """Allocate the budget of a batch to its prompts.
+
+        Args:
+            estimate: What is expected of each prompt, `[num_prompts]` each.
+            prompt_ids: `[num_prompts]`, to break ties.
+
+        Returns:
+            Group sizes, `[num_prompts]`, of mean `rollouts_per_prompt` exactly (with `cost: tokens`: worth it).
+        """
+        return allocate_rollouts(
+            estimate,
+            prompt_ids,
+            budget=self.budget.of(len(prompt_ids)),
+            min_rollouts=self.budget.min_rollouts,
+            max_rollouts=self.budget.max_rollouts,
+            rule=self.budget.rule,
+            cost=self.budget.cost,
+            accept_skip_bias=self.budget.accept_skip_bias,
+        )
+
+    def plan(self, prompts: Sequence[Prompt], iteration: int) -> tuple[GroupPlan, ...]:
+        """Plan one group for each prompt; with a pilot the pilot's groups, whose share in the gradient is now fixed.
+
+        Args:
+            prompts: Distinct prompts of a batch, `[num_prompts]`.
+            iteration: The coming RL iteration.
+        """
+        prompt_ids = [prompt.prompt_id for prompt in prompts]
+        estimate = self.statistics.estimate(prompt_ids, iteration)
+        if self.budget.pilot:
+            sizes = np.full(len(prompt_ids), self.budget.pilot)
+            shares = pilot_weights(estimate, prompt_ids, self.budget)
+        else:
+            sizes, shares = self.allocate(estimate, prompt_ids), np.ones(len(prompt_ids))
+        return tuple(
+            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen)
+            for prompt, size, share, success_rate, variance, unseen in zip(
+                prompts,
+                sizes.tolist(),
+                shares.tolist(),
+                estimate.success_rate.tolist(),
+                estimate.bernoulli_variance.tolist(),
+                estimate.unseen.tolist(),
+                strict=True,
+            )
+        )
+
+    def plan_commit(self, pilots: Sequence[GroupPlan], iteration: int) -> tuple[GroupPlan, ...]:
+        """Plan the second group of each prompt from what its pilot showed; none without a pilot.
+
+        `observe` must have been called with the pilots' outcomes. The shares of both groups add up to 1.
+        """
+        if not self.budget.pilot:
+            return ()
+        prompt_ids = [plan.prompt.prompt_id for plan in pilots]
+        estimate = self.statistics.estimate(prompt_ids, iteration)
+        shares = np.array([plan.share for plan in pilots])
+        sizes = allocate_commit(estimate, prompt_ids, shares, self.budget)
+        return tuple(
+            replace(plan, size=size, share=1 - plan.share, first_sample_index=plan.first_sample_index + plan.size)
+            for plan, size in zip(pilots, sizes.tolist(), strict=True)
+        )
+
+    def observe(self, plans: Sequence[GroupPlan], outcomes: Sequence[Outcome], iteration: int) -> None:
+        """Learn from the outcomes of planned groups: the same ones, of all ranks, on every rank.
+
+        Args:
+            plans: The groups, one for each of some distinct prompts.
+            outcomes: Their scored rollouts in any order; joined by prompt id.
+            iteration: The RL iteration that sampled them.
+        """
+        rows = {plan.prompt.prompt_id: row for row, plan in enumerate(plans)}
+        successes, counts, tokens = np.zeros((3, len(rows)))
+        for outcome in outcomes:
+            row = rows[outcome.prompt_id]
+            successes[row] += outcome.score.reward >= self.success_threshold
+            counts[row] += 1
+            tokens[row] += outcome.response_length
+        self.statistics.observe(list(rows), successes, counts, iteration, response_tokens=tokens)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics: tensors and primitives only."""
+        return self.statistics.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.statistics.load_state_dict(state_dict)

@@ -1,0 +1,49 @@
+"""Rollouts and outcomes joined into groups, each rollout with its advantage."""
+
+from __future__ import annotations
+
+import torch
+
+from dynamo_lightning.losses.advantages import Advantage
+from dynamo_lightning.types import Collected, RolloutBatch
+
+
+def join(collected: Collected, advantage: Advantage) -> RolloutBatch:
+    """This rank's rollouts with their advantages, which are computed over the rollouts of all ranks.
+
+    Outcomes and rollouts are joined on `(prompt_id, sample_index)`; a rollout without outcome was dropped. Each planned
+    group is one of its own: a pilot and its commit have leave-one-out means of their own, for the commit's size depends
+    on the pilot's outcomes, so that pooling them would bias the gradient.
+
+    Args:
+        collected: What the iteration sampled.
+        advantage: How rewards become advantages.
+    """
+    outcomes = collected.outcomes
+    plans = [plan for part in collected.parts for plan in part.plans]
+    group_of = {
+        (plan.prompt.prompt_id, sample_index): group
+        for group, plan in enumerate(plans)
+        for sample_index in range(plan.first_sample_index, plan.first_sample_index + plan.size)
+    }
+    position = {prompt.prompt_id: index for index, prompt in enumerate(collected.parts[0].prompts)}
+    group_indices = torch.tensor([group_of[outcome.key] for outcome in outcomes], dtype=torch.int64)
+    rewards = torch.tensor([outcome.score.reward for outcome in outcomes], dtype=torch.float32)
+    lengths = torch.tensor([outcome.response_length for outcome in outcomes], dtype=torch.int64)
+    advantages = advantage(rewards, group_indices)
+    empty = torch.zeros(len(plans), dtype=torch.int64)
+    row_of = {outcome.key: row for row, outcome in enumerate(outcomes)}
+    own = [rollout for rollout in collected.rollouts if rollout.key in row_of]
+    own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
+    return RolloutBatch(
+        iteration=collected.parts[0].iteration,
+        rollouts=tuple(own),
+        advantages=advantages[own_rows],
+        group_indices=group_indices[own_rows],
+        group_prompts=torch.tensor([position[plan.prompt.prompt_id] for plan in plans], dtype=torch.int64),
+        group_shares=torch.tensor([plan.share for plan in plans], dtype=torch.float64),
+        group_sizes=empty.index_add(0, group_indices, torch.ones_like(lengths)),
+        group_tokens=empty.index_add(0, group_indices, lengths),
+        group_teaches=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
+        spare=collected.spare,
+    )
