@@ -31,9 +31,11 @@ from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
 from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.policy.agreement import choose_layout
+from dynamo_lightning.policy.dropout import set_training_mode
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.policy.lora import without_adapters
-from dynamo_lightning.policy.reading import check_packing
+from dynamo_lightning.policy.reading import set_token_layout
 from dynamo_lightning.policy.sharding import shard_policy
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import Reward
@@ -230,10 +232,13 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             torch.nn.Module.to(reference, self.device)
 
     def on_train_start(self) -> None:
-        """Check that the attention kernel keeps packed sequences apart."""
+        """Find the layout of sequences in which scored log-probabilities are the policy's own."""
         assert self.policy is not None
+        set_training_mode(self.policy)
         with self.trainer.precision_plugin.forward_context():
-            check_packing(self.policy)
+            layout = choose_layout(self.policy)
+        for reference in self._reference:
+            set_token_layout(reference, layout)
 
     def teardown(self, stage: str) -> None:
         """End the reward processes and what samples the responses."""
@@ -254,6 +259,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.rest_generator()
         batch = merge_parts(found.parts)
         rollout_batch = assign_advantages(found, self.loss.advantage)
+        set_training_mode(self.policy)
         with self.phase("score"):
             experience = scoring_pass(
                 self.policy,

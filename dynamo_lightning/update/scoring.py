@@ -23,7 +23,7 @@ from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.policy.packing import micro_batches
-from dynamo_lightning.policy.reading import response_statistics
+from dynamo_lightning.policy.reading import response_statistics, token_layout
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.config import UpdateConfig
 
@@ -66,7 +66,8 @@ def all_statistics(
     dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
     columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(3)]
     budget = config.max_tokens_per_micro_batch
-    for micro_batch, counts in micro_batches(batch.rollouts, indices, batch.spare, budget, policy.device):
+    layout = token_layout(policy)
+    for micro_batch, counts in micro_batches(batch.rollouts, indices, batch.spare, budget, policy.device, layout):
         statistics = response_statistics(
             policy, micro_batch, temperature=temperature, max_logits_bytes=config.max_logits_bytes
         )

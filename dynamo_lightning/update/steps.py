@@ -21,8 +21,9 @@ from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import token_weights
+from dynamo_lightning.policy.dropout import set_training_mode
 from dynamo_lightning.policy.packing import MicroBatch, micro_batches
-from dynamo_lightning.policy.reading import response_loss
+from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import clip_gradient, gradient_sync
 from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.update.config import UpdateConfig
@@ -85,7 +86,7 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
     config = module.update_config
     optimizer, scheduler = module.optimizers(), module.lr_schedulers()
     assert module.policy is not None and not isinstance(optimizer, list) and not isinstance(scheduler, list)
-    module.policy.train()
+    set_training_mode(module.policy)
     gradient_norms: list[float] = []
     steps: list[Mapping[str, float]] = []
     for _ in range(config.num_epochs):
@@ -150,7 +151,8 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
     )
     takes_part = chosen[batch.group_indices] & learnt_from(batch, loss)
     indices = takes_part.nonzero().squeeze(-1).tolist()
-    rows = micro_batches(batch.rollouts, indices, batch.spare, module.update_config.max_tokens_per_micro_batch, device)
+    budget, layout = module.update_config.max_tokens_per_micro_batch, token_layout(policy)
+    rows = micro_batches(batch.rollouts, indices, batch.spare, budget, device, layout)
     wrapped = module.trainer.strategy.model
     totals: dict[str, float] = {}
     logprobs = torch.zeros_like(weights)
