@@ -12,7 +12,7 @@ from torch import nn
 from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import MissingFileError, UserError
 from dynamo_lightning.policy import packed_attention
-from dynamo_lightning.policy.dropout import disable_dropout, set_training_mode
+from dynamo_lightning.policy.dropout import disable_dropout
 from dynamo_lightning.policy.lora import LoraConfig, add_adapters
 
 if TYPE_CHECKING:
@@ -116,8 +116,7 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
     if config.compile:
         for layer in decoder_layers(policy):
             layer.compile(dynamic=True)
-    set_training_mode(policy)
-    return policy
+    return policy.train()
 
 
 def choose_kernel(policy: PreTrainedModel, wanted: str | None) -> None:
