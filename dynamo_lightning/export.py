@@ -56,10 +56,10 @@ def export_policy(
     assert policy is not None
     policy.eval()
     expected = probe_logits(policy)
+    own_type = policy.dtype
     if model.policy_config.lora is not None:
         policy = merged_policy(model, policy)
-    if dtype is not None:
-        policy.to(getattr(torch, dtype))
+    torch.nn.Module.to(policy, own_type if dtype is None else getattr(torch, dtype))
     partial = target.with_name(f"{target.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -72,7 +72,7 @@ def export_policy(
 
 
 def merged_policy(model: PolicyModule, policy: PreTrainedModel) -> PreTrainedModel:
-    """A policy without adapters that computes what this one does; in float32 where that is more exact.
+    """A policy without adapters that computes what this one does, in at least float32.
 
     Raises:
         RunError: If the merged parameters are not all of a plain policy's; a tied head is not repeated.
@@ -85,9 +85,9 @@ def merged_policy(model: PolicyModule, policy: PreTrainedModel) -> PreTrainedMod
     missing = [name for name in missing if name in dict(plain.named_parameters())]
     if missing or unexpected:
         raise RunError(
-            f"the merged policy lacks {missing[:3]} and has {unexpected[:3]} in excess: nothing was written to output_dir"
+            f"the merged policy lacks {missing[:3]} and has {unexpected[:3]} in excess: output_dir was not written"
         )
-    return plain.to(own_type)
+    return plain
 
 
 @torch.no_grad()

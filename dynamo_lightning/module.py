@@ -47,6 +47,7 @@ from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
 from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.sampling_check import sampling_tolerance
 from dynamo_lightning.update.scoring import passes_per_rollout, scoring_pass
 from dynamo_lightning.update.steps import PolicyHolder, update_policy
 
@@ -255,6 +256,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             self.sync_generator()
             self.collector.ahead.version = self.global_step
         found = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
+        age = self.global_step - self.collector.ahead.version
         staleness = self.begin_next_batch() if self.one_step_off else {}
         self.rest_generator()
         batch = merge_parts(found.parts)
@@ -269,6 +271,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                 self.update_config,
                 self.sampling.temperature,
                 self.collector.generator.separate_engine,
+                sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age),
             )
         with self.phase("update"):
             result = update_policy(self, experience)

@@ -78,8 +78,8 @@ def add_adapters(policy: PreTrainedModel, config: LoraConfig) -> None:
     experts = stacked_experts(policy) if everything else []
     if experts and config.use_dora:
         raise UserError(
-            f"model.policy.lora.use_dora=true: peft has no DoRA for stacked experts ({', '.join(experts)}): list other "
-            "layers in model.policy.lora.target_modules, such as [q_proj, k_proj, v_proj, o_proj], or set use_dora=false"
+            f"model.policy.lora.use_dora=true: peft has no DoRA for stacked experts ({', '.join(experts)}): list "
+            "other layers in model.policy.lora.target_modules, such as [q_proj, v_proj], or set use_dora=false"
         )
     settings = peft.LoraConfig(
         r=config.rank,

@@ -93,7 +93,7 @@ SPECIAL: dict[str, dict] = {
     "smollm3": {"no_rope_layers": [1, 0], "no_rope_layer_interval": 2},
     "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"]},
     "gemma3n_text": {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 8,
-                     "activation_sparsity_pattern": [0.0, 0.0], "vocab_size_per_layer_input": 64, "intermediate_size": 48,
+                     "activation_sparsity_pattern": [0.0, 0.0], "vocab_size_per_layer_input": 64,
                      "layer_types": ["sliding_attention", "full_attention"]},
     "xlstm": {"num_heads": 4, "num_blocks": 2, "chunkwise_kernel": "chunkwise--native_autograd"},
     "doge": {"num_experts": 4, "is_moe": False},
