@@ -221,7 +221,7 @@ def training_passes(folder: str, layout: str) -> list[float]:
         for row in pack([length + 1 for length in lengths], 1024):
             micro_batch = make_micro_batch(rollouts, row, policy.device)
             hidden, head = head_inputs(policy, micro_batch)
-            chunked_loss(hidden, targets=micro_batch.targets, token_loss=token_loss, temperature=1.0, **head).backward()
+            chunked_loss(hidden, targets=micro_batch.targets, token_loss=token_loss, **head).backward()
 
     def padded() -> None:
         for start in range(0, len(order), per_batch):

@@ -32,7 +32,7 @@ from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
 from dynamo_lightning.policy.packing import make_micro_batch, micro_batches
-from dynamo_lightning.policy.reading import head_inputs, vocabulary_head
+from dynamo_lightning.policy.reading import head_inputs, token_layout, vocabulary_head
 from dynamo_lightning.types import Rollout
 from dynamo_lightning.update.config import UpdateConfig
 
@@ -270,14 +270,14 @@ def head_scores(
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.int64)
     rollout_of_token = torch.arange(len(rollouts)).repeat_interleave(lengths).to(policy.device)
     budget = config.max_tokens_per_micro_batch
-    for micro_batch, counts in micro_batches(rollouts, range(len(rollouts)), spare, budget, policy.device):
-        hidden_states, head = head_inputs(policy, micro_batch)
+    everything, layout = range(len(rollouts)), token_layout(policy)
+    for micro_batch, counts in micro_batches(rollouts, everything, spare, budget, policy.device, layout):
+        hidden_states, head = head_inputs(policy, micro_batch, temperature)
         if counts:
             tokens = project_head_scores(
                 hidden_states,
                 targets=micro_batch.targets,
                 projection=projection,
-                temperature=temperature,
                 max_logits_bytes=config.max_logits_bytes,
                 **head,
             )

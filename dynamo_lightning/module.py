@@ -30,9 +30,11 @@ from dynamo_lightning.errors import UserError
 from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
 from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.policy.agreement import choose_layout
+from dynamo_lightning.policy.dropout import set_training_mode
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.policy.lora import without_adapters
-from dynamo_lightning.policy.reading import check_packing
+from dynamo_lightning.policy.reading import set_token_layout
 from dynamo_lightning.policy.sharding import shard_policy
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import Reward
@@ -46,6 +48,7 @@ from dynamo_lightning.training_metrics import allocation_metrics, rollout_metric
 from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
+from dynamo_lightning.update.sampling_check import sampling_tolerance
 from dynamo_lightning.update.scoring import passes_per_rollout, scoring_pass
 from dynamo_lightning.update.steps import PolicyHolder, update_policy
 
@@ -227,10 +230,13 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             torch.nn.Module.to(reference, self.device)
 
     def on_train_start(self) -> None:
-        """Check that the attention kernel keeps packed sequences apart."""
+        """Find the layout of sequences in which scored log-probabilities are the policy's own."""
         assert self.policy is not None
+        set_training_mode(self.policy)
         with self.trainer.precision_plugin.forward_context():
-            check_packing(self.policy)
+            layout = choose_layout(self.policy)
+        for reference in self._reference:
+            set_token_layout(reference, layout)
 
     def teardown(self, stage: str) -> None:
         """End the reward processes and what samples the responses."""
@@ -247,10 +253,12 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             self.sync_generator()
             self.collector.ahead.version = self.global_step
         found = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
+        age = self.global_step - self.collector.ahead.version
         staleness = self.begin_next_batch() if self.one_step_off else {}
         self.rest_generator()
         batch = merge_parts(found.parts)
         rollout_batch = join(found, self.loss.advantage)
+        set_training_mode(self.policy)
         with self.phase("score"):
             experience = scoring_pass(
                 self.policy,
@@ -260,6 +268,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                 self.update_config,
                 self.sampling.temperature,
                 self.collector.generator.separate_engine,
+                sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age),
             )
         with self.phase("update"):
             result = update_policy(self, experience)

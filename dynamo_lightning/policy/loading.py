@@ -12,6 +12,7 @@ from torch import nn
 from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import MissingFileError, UserError
 from dynamo_lightning.policy import packed_attention
+from dynamo_lightning.policy.dropout import disable_dropout
 from dynamo_lightning.policy.lora import LoraConfig, add_adapters
 
 if TYPE_CHECKING:
@@ -106,9 +107,8 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
         if config.attn_implementation is None or "attention" not in str(error).lower():
             raise
         raise UserError(f"model.policy.attn_implementation={config.attn_implementation!r}: {error}") from error
-    if policy.config._attn_implementation == "sdpa":
-        packed_attention.register()
-        policy.set_attn_implementation(packed_attention.NAME)
+    choose_kernel(policy, config.attn_implementation)
+    disable_dropout(policy)
     if config.lora is not None:
         add_adapters(policy, config.lora)
     if config.gradient_checkpointing:
@@ -117,6 +117,43 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
         for layer in decoder_layers(policy):
             layer.compile(dynamic=True)
     return policy.train()
+
+
+def choose_kernel(policy: PreTrainedModel, wanted: str | None) -> None:
+    """Replace `sdpa` by a kernel that computes what the model's own `eager` attention does.
+
+    Args:
+        policy: As loaded, with the kernel that transformers or the user chose.
+        wanted: The user's choice, if there is one.
+
+    Raises:
+        UserError: If the user chose `sdpa` and the model has a part that it leaves out.
+    """
+    if policy.config._attn_implementation != "sdpa":
+        return
+    left_out = parts_without_sdpa(policy)
+    if left_out:
+        if wanted == "sdpa":
+            raise UserError(
+                f"model.policy.attn_implementation='sdpa' leaves out the {left_out} of {type(policy).__name__}: choose "
+                "eager, or flash_attention_2 on a GPU"
+            )
+        policy.set_attn_implementation("eager")
+        return
+    packed_attention.register()
+    try:
+        policy.set_attn_implementation(packed_attention.NAME)
+    except ValueError:  # an architecture that knows its kernels by name
+        policy.set_attn_implementation("eager" if wanted is None else wanted)
+
+
+def parts_without_sdpa(policy: PreTrainedModel) -> str:
+    """Parts of a model's attention that PyTorch's `sdpa` silently leaves out, in words; empty if there are none."""
+    if getattr(policy.config.get_text_config(), "attn_logit_softcapping", None):
+        return "soft cap of attention logits (attn_logit_softcapping)"
+    if any(name.rpartition(".")[2] == "sinks" for name, _ in policy.named_parameters()):
+        return "attention sinks"
+    return ""
 
 
 def decoder_layers(policy: PreTrainedModel) -> nn.ModuleList:

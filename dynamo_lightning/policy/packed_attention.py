@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynamo_lightning.errors import UserError
+
 NAME = "packed_sdpa"
 _PLAIN_OPTIONS = frozenset({"dropout", "scaling", "sliding_window", "position_ids", "use_cache"})
 """What may be given while one token is generated; the mask has the sliding window, dropout is off."""
@@ -87,9 +89,17 @@ def packed_attention(
 
     Returns:
         `[batch_size, query_length, num_heads, head_dim]`, and no attention weights.
+
+    Raises:
+        UserError: If the layer asks for what the kernel does not compute.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    left_out = [name for name in ("softcap", "s_aux") if options.get(name) is not None]
+    if left_out:
+        raise UserError(
+            f"model.policy.attn_implementation: sdpa leaves out {left_out[0]} of {type(module).__name__}: choose eager"
+        )
     if sequence_buckets is None:
         if query.shape[2] == 1 and query.shape[1] != key.shape[1] and options.keys() <= _PLAIN_OPTIONS:
             return _grouped_decoding(query, key, value, attention_mask, options.get("scaling")), None

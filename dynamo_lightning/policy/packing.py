@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from dynamo_lightning.distributed import max_over_ranks
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.packed_attention import SequenceBuckets, bucket_sequences
 from dynamo_lightning.types import Rollout
+
+TokenLayout = Literal["packed", "padded"]
+"""Sequences end to end in one row, or a row for each with padding on the right, for models that would mix them."""
 
 
 @dataclass(frozen=True)
@@ -38,34 +42,39 @@ class MicroBatch:
     """Where each response token stands among all response tokens of this rank's rollouts, `[num_tokens]`."""
 
 
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Distribute sequences over as few rows as first-fit-decreasing finds.
+def pack(lengths: Sequence[int], max_tokens: int, layout: TokenLayout = "packed") -> list[list[int]]:
+    """Distribute sequences over as few micro-batches as first-fit-decreasing finds.
 
     Args:
         lengths: Prompt and response tokens of each sequence.
-        max_tokens: Tokens a row may hold.
+        max_tokens: Tokens a micro-batch may hold; of a padded one, padding included.
+        layout: How the sequences of a micro-batch are laid out.
 
     Returns:
-        Indices into `lengths`, a list for each row.
+        Indices into `lengths`, a list for each micro-batch.
 
     Raises:
-        UserError: If a sequence is longer than a row.
+        UserError: If a sequence is longer than a micro-batch.
     """
     rows: list[list[int]] = []
     free: list[int] = []
+    longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[index] > max_tokens:
             raise UserError(
                 f"a prompt with its response has {lengths[index]} tokens, but model.updates.max_tokens_per_micro_batch "
                 f"is {max_tokens}: raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
             )
-        row = next((i for i, space in enumerate(free) if space >= lengths[index]), None)
+        if layout == "padded":  # sequences come longest first: the first of a micro-batch says how wide it is
+            row = len(rows) - 1 if rows and free[-1] >= longest else None
+        else:
+            row = next((i for i, space in enumerate(free) if space >= lengths[index]), None)
         if row is None:
             rows.append([])
             free.append(max_tokens)
-            row = len(rows) - 1
+            row, longest = len(rows) - 1, lengths[index]
         rows[row].append(index)
-        free[row] -= lengths[index]
+        free[row] -= longest if layout == "padded" else lengths[index]
     return rows
 
 
@@ -135,10 +144,33 @@ def make_micro_batch(rollouts: Sequence[Rollout], indices: Sequence[int], device
     )
 
 
+def padded_rows(micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The sequences of a micro-batch in rows of their own, padded on the right.
+
+    Returns:
+        Token ids and attention mask, `[num_sequences, longest]` each, and where each position of the packed row is
+        among all entries of these, `[row_length]`.
+    """
+    positions = micro_batch.position_ids[0]
+    sequence = (positions == 0).cumsum(0) - 1
+    longest = int(positions.max()) + 1
+    entries = sequence * longest + positions
+    ids = positions.new_zeros((int(sequence[-1]) + 1) * longest)
+    ids[entries] = micro_batch.input_ids[0]
+    mask = torch.zeros_like(ids)
+    mask[entries] = 1
+    return ids.view(-1, longest), mask.view(-1, longest), entries
+
+
 def micro_batches(
-    rollouts: Sequence[Rollout], indices: Sequence[int], spare: Rollout, max_tokens: int, device: torch.device
+    rollouts: Sequence[Rollout],
+    indices: Sequence[int],
+    spare: Rollout,
+    max_tokens: int,
+    device: torch.device,
+    layout: TokenLayout = "packed",
 ) -> list[tuple[MicroBatch, bool]]:
-    """The chosen rollouts in packed micro-batches, equally many on every rank.
+    """The chosen rollouts in micro-batches, equally many on every rank.
 
     Ranks agree on the number before the first is computed: sharded policies communicate in every forward pass.
 
@@ -148,12 +180,13 @@ def micro_batches(
         spare: Stands in on a rank that runs out of micro-batches before others do.
         max_tokens: Tokens a micro-batch may hold.
         device: Where the tensors go.
+        layout: How the policy will be given them.
 
     Returns:
         The micro-batches, paired with whether they count: `(micro_batch, True)`, or `(spare one, False)`.
     """
     lengths = [len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices]
-    rows = [[indices[i] for i in row] for row in pack(lengths, max_tokens)]
+    rows = [[indices[i] for i in row] for row in pack(lengths, max_tokens, layout)]
     num_spare = max_over_ranks(len(rows), device) - len(rows)
     counted = [(make_micro_batch(rollouts, row, device), True) for row in rows]
     return counted + [(make_micro_batch([spare], [0], device), False)] * num_spare

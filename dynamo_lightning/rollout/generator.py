@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Rollout, RolloutRequest
 
@@ -22,12 +24,19 @@ class SamplingConfig:
     """Tokens after which a response is cut off."""
     temperature: float = 1.0
     """Divides the logits in training rollouts, and in the loss likewise."""
+    logp_tolerance: float | None = None
+    """Largest mean difference, in nats, between the log-probabilities that sampled the responses and those of the
+    scoring pass; beyond it the run stops. `null` is 1e-3 in float32 and 0.05 in shorter types. Rollouts of older
+    weights (`one_step_off`) and of a `token_filter` are not compared."""
 
     def __post_init__(self) -> None:
+        """Check the ranges."""
         if self.max_response_length < 1:
             raise UserError(f"model.sampling.max_response_length must be at least 1, got {self.max_response_length}")
         if self.temperature <= 0:
             raise UserError(f"model.sampling.temperature must be positive, got {self.temperature}")
+        if self.logp_tolerance is not None and not self.logp_tolerance > 0:
+            raise UserError(f"model.sampling.logp_tolerance must be positive or null, got {self.logp_tolerance}")
 
 
 class Generator(ABC):
@@ -62,6 +71,16 @@ class Generator(ABC):
 
     def close(self) -> None:  # noqa: B027
         """End what was started; called at the end of `fit`, `validate`, `test` and `predict`."""
+
+    @property
+    def samples_from_policy(self) -> bool:
+        """Whether every token is drawn from the policy's whole distribution, so that log-probabilities compare."""
+        return True
+
+    def engine_dtype(self, policy: PreTrainedModel) -> torch.dtype:
+        """The type that responses are computed in: that of the trainer's mixed precision, or the policy's own."""
+        kind = policy.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.dtype
 
     def settings(self) -> dict[str, Any]:
         """What responses depend on besides weights, prompt, seed, length limit and temperature, as plain values."""

@@ -171,10 +171,12 @@ class VLLMGenerator(Generator):
 
     def engine_dtype(self, policy: PreTrainedModel) -> torch.dtype:
         """The type that the engine computes in."""
-        if self.dtype != "auto":
-            return getattr(torch, self.dtype)
-        kind = policy.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.dtype
+        return super().engine_dtype(policy) if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    @property
+    def samples_from_policy(self) -> bool:
+        """See the base class; not with a filter that leaves out tokens."""
+        return self.token_filter.top_p == 1 and self.token_filter.top_k == 0 and self.token_filter.min_p == 0
 
     def check_weights(self, expected: Mapping[str, int], version: str) -> None:
         """Compare what the engine holds with what was sent.

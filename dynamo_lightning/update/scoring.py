@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,10 @@ from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.policy.packing import micro_batches
-from dynamo_lightning.policy.reading import response_statistics
+from dynamo_lightning.policy.reading import response_statistics, token_layout
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.sampling_check import LogpDifference, check_difference, global_difference, sampled_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +53,11 @@ class Experience:
     """The penalty's marks of this rank's response tokens, `[num_tokens]`; only with a penalty that has some."""
     engine_weights: Tensor | None = None
     """Importance weights of this rank's response tokens, `[num_tokens]`; only if another engine sampled them."""
+    difference: LogpDifference = field(default_factory=LogpDifference)
+    """Between sampled and scored log-probabilities: of all tokens and ranks, or without `old_logprobs` only of this
+    rank's tokens that the update leaves out."""
+    logp_tolerance: float | None = None
+    """Largest mean difference that an update starts with; `None` checks nothing."""
 
 
 @torch.no_grad()
@@ -66,7 +72,8 @@ def all_statistics(
     dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
     columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(3)]
     budget = config.max_tokens_per_micro_batch
-    for micro_batch, counts in micro_batches(batch.rollouts, indices, batch.spare, budget, policy.device):
+    layout = token_layout(policy)
+    for micro_batch, counts in micro_batches(batch.rollouts, indices, batch.spare, budget, policy.device, layout):
         statistics = response_statistics(
             policy, micro_batch, temperature=temperature, max_logits_bytes=config.max_logits_bytes
         )
@@ -154,6 +161,7 @@ def scoring_pass(
     config: UpdateConfig,
     temperature: float,
     separate_engine: bool = False,
+    logp_tolerance: float | None = None,
 ) -> Experience:
     """Run the policy, and the reference if there is one, over the rollouts; modulate, mark and weigh the tokens.
 
@@ -165,15 +173,22 @@ def scoring_pass(
         config: The token budget.
         temperature: Divides the logits.
         separate_engine: Whether the rollouts' log-probabilities are those of another engine, which sampled them.
+        logp_tolerance: Largest mean difference of sampled and scored log-probabilities, nats; `None` checks nothing.
 
     Raises:
-        RunError: If a log-probability is not finite, on all ranks.
+        RunError: If a log-probability is not finite, or sampled and scored ones differ by more, on all ranks.
     """
     everything = range(len(batch.rollouts))
     beforehand = is_needed_beforehand(loss, config, separate_engine)
     scored = everything if beforehand else (~learnt_from(batch, loss)).nonzero().squeeze(-1).tolist()
     statistics = all_statistics(policy, batch, scored, config, temperature)
     check_finite(batch, statistics.logprobs)
+    engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], statistics.logprobs)
+    is_scored = torch.isin(batch.token_rollouts, torch.tensor(list(scored), dtype=torch.int64)).to(policy.device)
+    difference = LogpDifference.of(statistics.logprobs[is_scored], engine_logprobs[is_scored])
+    if beforehand:
+        difference = global_difference(difference)
+        check_difference(difference, logp_tolerance, policy)
     advantages = batch.advantages[batch.token_rollouts].to(policy.device)
     modulated, marks = ModulatedAdvantages(advantages), None
 
@@ -195,10 +210,10 @@ def scoring_pass(
     entropy = metrics.pop("entropy")
     weights = None
     if separate_engine:
-        values = [logprob for rollout in batch.rollouts for logprob in rollout.logprobs]
-        engine_logprobs = torch.tensor(values, dtype=statistics.logprobs.dtype, device=policy.device)
         rollouts = batch.token_rollouts.to(policy.device)
         weights, summary = engine_weights(statistics.logprobs, engine_logprobs, rollouts, loss.engine_mismatch)
         metrics.update(mismatch_metrics(gather_objects([summary])))
     old_logprobs = statistics.logprobs if beforehand else None
-    return Experience(batch, old_logprobs, modulated, reference_logprobs, metrics, entropy, marks, weights)
+    return Experience(
+        batch, old_logprobs, modulated, reference_logprobs, metrics, entropy, marks, weights, difference, logp_tolerance
+    )

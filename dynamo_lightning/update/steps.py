@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -21,15 +21,27 @@ from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import token_weights
+from dynamo_lightning.policy.dropout import set_training_mode
 from dynamo_lightning.policy.packing import MicroBatch, micro_batches
-from dynamo_lightning.policy.reading import response_loss
+from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import clip_gradient, gradient_sync
 from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.sampling_check import (
+    LogpDifference,
+    check_difference,
+    difference_metrics,
+    global_difference,
+    sampled_logprobs,
+)
 from dynamo_lightning.update.scoring import Experience, check_finite, learnt_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+MAX_OVERFLOWS_IN_A_ROW = 20
+"""The scaler starts at 2¹⁶ and halves at each overflow: then the gradient itself is too large for float16."""
 
 
 class PolicyHolder(L.LightningModule):
@@ -42,20 +54,41 @@ class PolicyHolder(L.LightningModule):
     gradient_clip_val: float | None
     gradient_norm: float = 0.0
     """Of the last optimizer step, before clipping."""
+    num_overflows_in_a_row: int = 0
+    """Optimizer steps skipped by the gradient scaler since the last that was taken."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the total gradient norm and keep what it was before.
 
+        With `16-mixed` a norm that is not finite is an overflow: the gradient scaler skips the step and lowers its
+        scale. That is common in the first steps and rare later.
+
         Raises:
-            RunError: If it is not finite: a step would ruin the policy.
+            RunError: If it is not finite: a step would ruin the policy; with `16-mixed` if 21 in a row are not.
         """
         assert self.policy is not None
         self.gradient_norm = float(clip_gradient(self.policy, self.gradient_clip_val))
-        if not math.isfinite(self.gradient_norm):
+        if math.isfinite(self.gradient_norm):
+            self.num_overflows_in_a_row = 0
+            return
+        scaler = gradient_scaler(self)
+        self.num_overflows_in_a_row += 1
+        if scaler is not None and self.num_overflows_in_a_row > MAX_OVERFLOWS_IN_A_ROW:
+            raise RunError(
+                f"trainer.precision={self.trainer.precision}: the gradient overflowed in "
+                f"{self.num_overflows_in_a_row} optimizer steps in a row, at last with a scale of "
+                f"{scaler.get_scale():g}: training stops at optimizer step {self.global_step}; use bf16-mixed"
+            )
+        if scaler is None:
             raise RunError(
                 f"the gradient norm is {self.gradient_norm} at optimizer step {self.global_step}: training stops "
                 "before the policy is lost; the last checkpoint is intact"
             )
+
+
+def gradient_scaler(module: L.LightningModule) -> Any:
+    """The scaler of `16-mixed`; `None` in other precisions."""
+    return getattr(getattr(module.trainer, "precision_plugin", None), "scaler", None)
 
 
 @dataclass(frozen=True)
@@ -85,9 +118,11 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
     config = module.update_config
     optimizer, scheduler = module.optimizers(), module.lr_schedulers()
     assert module.policy is not None and not isinstance(optimizer, list) and not isinstance(scheduler, list)
-    module.policy.train()
+    set_training_mode(module.policy)
     gradient_norms: list[float] = []
     steps: list[Mapping[str, float]] = []
+    num_overflows = 0
+    difference = experience.difference if experience.old_logprobs is not None else None
     for _ in range(config.num_epochs):
         group_prompts = experience.batch.group_prompts
         for prompts in split_prompts(int(group_prompts.max()) + 1, config.num_mini_batches):
@@ -96,23 +131,53 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
             sampled = bool(experience.batch.group_sizes[chosen].any())
             if teaches or (sampled and not module.loss.vanishes_without_advantage):
                 optimizer.zero_grad()
-                steps.append(accumulate_gradient(module, experience, chosen))
+                own: list[LogpDifference] = []
+                steps.append(accumulate_gradient(module, experience, chosen, own))
+                if difference is None:  # the only update is also what scores its tokens
+                    difference = checked_difference(module.policy, experience, own[0])
                 optimizer.step()
-                gradient_norms.append(module.gradient_norm)
+                if math.isfinite(module.gradient_norm):
+                    gradient_norms.append(module.gradient_norm)
+                else:
+                    num_overflows += 1
             if scheduler is not None:
                 scheduler.step()
     means = {name: sum(step[name] for step in steps) / len(steps) for name in (steps[0] if steps else ())}
+    if difference is None:
+        difference = checked_difference(module.policy, experience, LogpDifference())
     entropy = experience.entropy + means.pop("entropy", 0.0)
-    return UpdateResult({**experience.metrics, **means, "entropy": entropy}, tuple(gradient_norms))
+    if gradient_scaler(module) is not None:
+        means["frac_overflow"] = num_overflows / max(1, len(steps))
+    metrics = {**experience.metrics, **means, **difference_metrics(difference), "entropy": entropy}
+    return UpdateResult(metrics, tuple(gradient_norms))
 
 
-def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Tensor) -> Mapping[str, float]:
+def checked_difference(policy: PreTrainedModel, experience: Experience, own: LogpDifference) -> LogpDifference:
+    """Difference of sampled and scored log-probabilities over all tokens and ranks.
+
+    Args:
+        policy: The policy.
+        experience: With the difference of the tokens that the update leaves out.
+        own: That of this rank's tokens in the update.
+
+    Raises:
+        RunError: If it is larger than the run may go on with, on all ranks.
+    """
+    difference = global_difference(experience.difference + own)
+    check_difference(difference, experience.logp_tolerance, policy)
+    return difference
+
+
+def accumulate_gradient(
+    module: PolicyHolder, experience: Experience, chosen: Tensor, differences: list[LogpDifference] | None = None
+) -> Mapping[str, float]:
     """Add the gradient of one optimizer step's loss to the parameters.
 
     Args:
         module: Holds the policy and the loss.
         experience: This rank's share of the batch.
         chosen: Which of the batch's groups take part, `[num_groups]`, bool.
+        differences: Takes the difference of this rank's log-probabilities from the sampled ones, if given.
 
     Returns:
         The metrics of the loss, global.
@@ -150,7 +215,8 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
     )
     takes_part = chosen[batch.group_indices] & learnt_from(batch, loss)
     indices = takes_part.nonzero().squeeze(-1).tolist()
-    rows = micro_batches(batch.rollouts, indices, batch.spare, module.update_config.max_tokens_per_micro_batch, device)
+    budget, layout = module.update_config.max_tokens_per_micro_batch, token_layout(policy)
+    rows = micro_batches(batch.rollouts, indices, batch.spare, budget, device, layout)
     wrapped = module.trainer.strategy.model
     totals: dict[str, float] = {}
     logprobs = torch.zeros_like(weights)
@@ -166,6 +232,10 @@ def accumulate_gradient(module: PolicyHolder, experience: Experience, chosen: Te
         for name, metric in metrics.items():
             totals[name] = totals.get(name, 0.0) + metric
     check_finite(batch, logprobs)
+    if differences is not None:
+        computed = takes_part[batch.token_rollouts].to(device)
+        engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], logprobs)
+        differences.append(LogpDifference.of(logprobs[computed], engine_logprobs[computed]))
     return sum_over_ranks(totals)
 
 

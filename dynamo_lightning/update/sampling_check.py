@@ -1,0 +1,116 @@
+"""The tripwire of every iteration: the log-probabilities that sampled the tokens against those that score them.
+
+Both are the same policy's, computed in two ways: token by token with a cache, and packed in one pass. If they differ by
+more than rounding, one of them is wrong (an attention kernel, positions, dropout, scaled logits, stale weights), and
+every importance ratio and gradient with it. Nothing else would show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dynamo_lightning.distributed import gather_objects
+from dynamo_lightning.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dynamo_lightning.rollout.generator import Generator
+
+FULL_PRECISION_TOLERANCE = 1e-3
+HALF_PRECISION_TOLERANCE = 0.05
+METRIC = "sampling/sampling_logp_difference"
+
+
+@dataclass(frozen=True)
+class LogpDifference:
+    """Sum, largest and number of `|log π_scored − log π_sampled|` of some response tokens, nats."""
+
+    total: float = 0.0
+    largest: float = 0.0
+    num_tokens: int = 0
+
+    def __add__(self, other: LogpDifference) -> LogpDifference:
+        """Of the tokens of both."""
+        return LogpDifference(
+            self.total + other.total, max(self.largest, other.largest), self.num_tokens + other.num_tokens
+        )
+
+    @classmethod
+    def of(cls, scored: Tensor, sampled: Tensor) -> LogpDifference:
+        """Of these tokens, `[num_tokens]` each."""
+        if not len(scored):
+            return cls()
+        difference = (scored.detach().double() - sampled.to(scored.device, torch.float64)).abs()
+        return cls(float(difference.sum()), float(difference.max()), len(difference))
+
+
+def global_difference(own: LogpDifference) -> LogpDifference:
+    """Over the tokens of all ranks; called on all at once."""
+    return sum(gather_objects([own]), LogpDifference())
+
+
+def difference_metrics(difference: LogpDifference) -> dict[str, float]:
+    """Mean and maximum over all tokens; names as in TRL."""
+    mean = difference.total / max(1, difference.num_tokens)
+    return {f"{METRIC}/mean": mean, f"{METRIC}/max": difference.largest}
+
+
+def sampling_tolerance(
+    configured: float | None, generator: Generator, policy: PreTrainedModel, staleness: int
+) -> float | None:
+    """The largest mean difference that the run goes on with, nats; `None` if there is nothing to compare.
+
+    Rollouts that older weights sampled on purpose (`model.one_step_off`) and tokens drawn from a filtered distribution
+    (`model.generator.token_filter`) differ rightly.
+
+    Args:
+        configured: `model.sampling.logp_tolerance`; `None` takes the default of the coarser precision.
+        generator: The engine that sampled the tokens.
+        policy: Scores them; called in the precision context of training.
+        staleness: Optimizer steps between the weights that sampled and those that score.
+    """
+    if staleness or not generator.samples_from_policy:
+        return None
+    if configured is not None:
+        return configured
+    device = policy.device.type
+    trained = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.dtype
+    is_exact = all(dtype in (torch.float32, torch.float64) for dtype in (trained, generator.engine_dtype(policy)))
+    return FULL_PRECISION_TOLERANCE if is_exact else HALF_PRECISION_TOLERANCE
+
+
+def check_difference(difference: LogpDifference, tolerance: float | None, policy: PreTrainedModel) -> None:
+    """Stop a run whose sampled and scored log-probabilities are not the same policy's.
+
+    Args:
+        difference: Over all ranks.
+        tolerance: See `sampling_tolerance`; `None` checks nothing.
+        policy: For its name and kernel.
+
+    Raises:
+        RunError: Naming possible reasons and the options that help.
+    """
+    mean = difference.total / max(1, difference.num_tokens)
+    if tolerance is None or mean <= tolerance:
+        return
+    raise RunError(
+        f"the log-probabilities with which responses were sampled differ from those of the scoring pass by {mean:.1e} "
+        f"nats on average, {difference.largest:.1e} at most (model.sampling.logp_tolerance allows {tolerance:.0e} on "
+        f"average): {type(policy).__name__} with attention kernel {policy.config._attn_implementation!r} does not "
+        "compute the same token by token as in one pass, so every gradient would be wrong, and no step is taken. Try "
+        "model.policy.attn_implementation=eager, shorter responses (model.sampling.max_response_length) if the model's "
+        "positions depend on the length, another model.generator or its dtype; raise model.sampling.logp_tolerance "
+        "only if the precision explains the difference"
+    )
+
+
+def sampled_logprobs(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    """The generator's log-probabilities of rollouts end to end, `[num_tokens]`, of the type and device of `like`."""
+    values = [value for response in logprobs for value in response]
+    return torch.tensor(values, dtype=like.dtype, device=like.device)
