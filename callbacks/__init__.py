@@ -4,8 +4,10 @@ from dynamo_lightning.callbacks.benchmark_report import BenchmarkReport
 from dynamo_lightning.callbacks.checkpoint import IterationCheckpoint
 from dynamo_lightning.callbacks.entropy_spikes import EntropySpikeMonitor
 from dynamo_lightning.callbacks.gradient_stability import GradientStabilityMonitor
+from dynamo_lightning.callbacks.learning_signal import LearningSignalMonitor
 from dynamo_lightning.callbacks.modulation_histograms import ModulationHistograms
 from dynamo_lightning.callbacks.predictions import PredictionWriter
+from dynamo_lightning.callbacks.progress_lines import ProgressLines
 from dynamo_lightning.callbacks.rollout_table import RolloutTable
 from dynamo_lightning.callbacks.run_report import RunReport
 from dynamo_lightning.callbacks.throughput import ThroughputMonitor
@@ -16,8 +18,10 @@ __all__ = [
     "EntropySpikeMonitor",
     "GradientStabilityMonitor",
     "IterationCheckpoint",
+    "LearningSignalMonitor",
     "ModulationHistograms",
     "PredictionWriter",
+    "ProgressLines",
     "RolloutTable",
     "RunReport",
     "ThroughputMonitor",

@@ -13,14 +13,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from dynamo_lightning import report
+from dynamo_lightning.training_metrics import LAST_ITERATIONS, mean_metrics
 
 
 class RunReport(Callback):
     """Prints a table at the end of `fit`; writes `summary.json` and `curves.png` into the log folder.
 
     "Before" is the sanity check, if it covered the whole validation set (`num_sanity_val_steps: -1`); "after" is the
-    last validation. Everything is in the checkpoint: the report of a resumed run covers the whole of it. An interrupted
-    run still gets its report. List it after the monitors: it sees what was logged before its turn.
+    last validation. In `summary.json`, `final` holds means over the last 10 iterations, weighted by rollouts, and
+    `counts` the right responses and responses of each validation problem, before and after, by data set and prompt id:
+    `report` compares runs problem by problem. Everything is in the checkpoint: the report of a resumed run covers the
+    whole of it. An interrupted run still gets its report. List it after the monitors: it sees what was logged before
+    its turn.
     """
 
     def __init__(self) -> None:
@@ -30,7 +34,8 @@ class RunReport(Callback):
         self.iterations: list[int] = []
         self.history: dict[str, list[float]] = {}
         self.validations: list[tuple[int, dict[str, float]]] = []
-        self.final: dict[str, float] = {}
+        self.counts: dict[str, Any] = {"before": None, "after": None}
+        self.recent: list[tuple[int, dict[str, float]]] = []
         self._earlier_seconds: dict[str, float] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._checkpoints: list[Checkpoint] = []
@@ -61,12 +66,13 @@ class RunReport(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("alloc/", "stability/", "perf/"))
         }
-        self.final = monitored | {name: float(value) for name, value in record.metrics.items()}
+        current = monitored | {name: float(value) for name, value in record.metrics.items()}
+        self.recent = [*self.recent, (len(record.outcomes), current)][-LAST_ITERATIONS:]
         self.iterations.append(record.batch.iteration + 1)
         drawn = {name for _, lines in report.PANELS for name in lines}
-        for name in drawn & self.final.keys():
+        for name in drawn & current.keys():
             curve = self.history.setdefault(name, [math.nan] * (len(self.iterations) - 1))
-            curve.append(self.final[name])
+            curve.append(current[name])
         for curve in self.history.values():
             curve.extend([math.nan] * (len(self.iterations) - len(curve)))
 
@@ -85,6 +91,7 @@ class RunReport(Callback):
             self.before = metrics
         else:
             self.after, self.validated_at = metrics, iteration
+        self.counts["before" if trainer.sanity_checking else "after"] = getattr(pl_module, "problem_counts", None)
         self.validations.append((iteration, metrics))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,11 +129,13 @@ class RunReport(Callback):
             "after": self.after,
             "validated_at": self.validated_at,
             "seconds": self.seconds(),
-            "final": self.final,
+            "final": mean_metrics(self.recent),
+            "final_iterations": len(self.recent),
             "seed": int(seed) if seed else None,
             "config": config,
             "checkpoint": checkpoint or None,
             "commands": report.commands(config, checkpoint, folder) if checkpoint else {},
+            "counts": self.counts,
         }
         report.write_summary(Path(folder, "summary.json"), summary)
         report.draw_curves(Path(folder, "curves.png"), self.iterations, self.history, self.validations)
@@ -143,13 +152,16 @@ class RunReport(Callback):
             "iterations": self.iterations,
             "history": self.history,
             "validations": [list(validation) for validation in self.validations],
-            "final": self.final,
+            "counts": self.counts,
+            "recent": [list(row) for row in self.recent],
             "seconds": self.seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with a saved collection."""
-        for name in ("before", "after", "validated_at", "iterations", "history", "final"):
+        for name in ("before", "after", "validated_at", "iterations", "history"):
             setattr(self, name, state_dict[name])
         self.validations = [(iteration, metrics) for iteration, metrics in state_dict["validations"]]
+        self.counts = state_dict.get("counts", self.counts)  # not in checkpoints of version 0.1
+        self.recent = [(num_rollouts, metrics) for num_rollouts, metrics in state_dict.get("recent", ())]
         self._earlier_seconds = state_dict["seconds"]

@@ -52,6 +52,8 @@ CALLBACKS = (
     "PredictionWriter",
     "BenchmarkReport",
     "ThroughputMonitor",
+    "LearningSignalMonitor",
+    "ProgressLines",
     "RunReport",
 )
 

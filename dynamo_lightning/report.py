@@ -1,4 +1,4 @@
-"""What a person sees of a finished run: one table, one picture, and the same numbers as `summary.json`.
+"""The report of a finished run: one table, one picture, and the same numbers as `summary.json`.
 
 Plain functions on plain data; `dynamo_lightning.callbacks.RunReport` collects the data. Matplotlib and rich are
 imported where they are needed: they would make every start of the command line wait.
@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,14 +69,16 @@ def commands(config: str, checkpoint: str, folder: str) -> dict[str, str]:
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Writes a summary as JSON; numbers that are not finite, which JSON lacks, become null."""
+    """Writes a summary as JSON; numbers that are not finite, which JSON lacks, become null; pairs stand in one line."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: finite(item) for key, item in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    write_atomically(path, (json.dumps(finite(summary), indent=2, allow_nan=False) + "\n").encode())
+    text = json.dumps(finite(summary), indent=2, allow_nan=False)
+    text = re.sub(r"\[\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2]", text)  # counts of a problem in one line
+    write_atomically(path, (text + "\n").encode())
 
 
 def draw_curves(
@@ -146,18 +149,20 @@ def draw_curves(
     write_atomically(path, content.getvalue())
 
 
-def _number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
+    """Three decimals; a dash where there is no number."""
     return "–" if value is None else f"{value:.3f}"
 
 
-def _with_interval(metrics: Mapping[str, float | None], name: str) -> str:
-    text = _number(metrics.get(name))
+def with_interval(metrics: Mapping[str, float | None], name: str) -> str:
+    """A metric with its interval, if it has one."""
+    text = format_number(metrics.get(name))
     low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    return text if low is None or high is None else f"{text} [{_number(low)}, {_number(high)}]"
+    return text if low is None or high is None else f"{text} [{format_number(low)}, {format_number(high)}]"
 
 
 def print_summary(summary: Mapping[str, Any], files: Sequence[str] = (), console: Console | None = None) -> None:
-    """Prints what came of a run: before → after, seconds per phase, files, and the commands to go on with.
+    """Prints the results of a run: before → after, seconds per phase, files, and the commands to go on with.
 
     Args:
         summary: As in `summary.json`.
@@ -166,7 +171,7 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[str] = (), console
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = console or Console()
     before, after = summary["before"] or {}, summary["after"] or {}
@@ -175,11 +180,15 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[str] = (), console
         f", {summary['status']}" if summary["status"] != "finished" else ""
     )
     if names:
-        table = Table("validation", "before", "after", "change", title=title, title_justify="left")
+        titles = (
+            Column("validation", overflow="fold"),
+            *(Column(x, no_wrap=True) for x in ("before", "after", "change")),
+        )
+        table = Table(*titles, title=title, title_justify="left")
         for name in names:
             first, last = before.get(name), after.get(name)
             change = "–" if first is None or last is None else f"{last - first:+.3f}"
-            row = (name.removeprefix("val/"), _with_interval(before, name), _with_interval(after, name), change)
+            row = (name.removeprefix("val/"), with_interval(before, name), with_interval(after, name), change)
             table.add_row(*map(escape, row))
         console.print(table)
     else:
@@ -200,7 +209,7 @@ def print_summary(summary: Mapping[str, Any], files: Sequence[str] = (), console
 
 
 def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
-    """Prints several runs side by side: validation before → after, seconds of training, predicted variance ratio.
+    """Prints several runs side by side, and their differences problem by problem; see `comparison`.
 
     Args:
         run_folders: Log folders, each with the `summary.json` of a run.
@@ -209,9 +218,7 @@ def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
     Raises:
         UserError: If a folder has no `summary.json`.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
+    from dynamo_lightning.comparison import print_comparison
 
     summaries = {}
     for folder in run_folders:
@@ -219,15 +226,4 @@ def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
         if not path.is_file():
             raise UserError(f"{path} does not exist: a run writes it when it ends; is {folder} a run's log folder?")
         summaries[os.path.normpath(folder)] = json.loads(path.read_text())
-    scores = {name for s in summaries.values() for name in {**(s["before"] or {}), **(s["after"] or {})}}
-    names = sorted(filter(is_headline, scores))
-    titles = ["run", "iterations", *(name.removeprefix("val/") for name in names), "training s", "variance ratio"]
-    table = Table(*(Column(escape(title), overflow="fold") for title in titles))
-    for folder, summary in summaries.items():
-        before, after = summary["before"] or {}, summary["after"] or {}
-        results = [f"{_number(before.get(name))} → {_with_interval(after, name)}" for name in names]
-        seconds = sum(summary["seconds"].get(phase, 0.0) for phase in TRAINING_PHASES)
-        ratio = summary["final"].get("alloc/predicted_variance_ratio")
-        cells = (folder, str(summary["iterations"]), *results, f"{seconds:.1f}", _number(ratio))
-        table.add_row(*map(escape, cells))
-    (console or Console()).print(table)
+    print_comparison(summaries, console)

@@ -131,6 +131,12 @@ def warm_start(trainer: L.Trainer, model: PolicyModule, demonstrations: Demonstr
         generator=torch.Generator().manual_seed(run_seed()),
         collate_fn=lambda batch: collate(batch, int(model.tokenizer.pad_token_id)),
     )
+    # Imported here: the callbacks import what the command line need not wait for.
+    from dynamo_lightning.callbacks import ProgressLines
+
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not any(isinstance(callback, ProgressLines) for callback in callbacks):
+        callbacks.append(ProgressLines())
     trainer.fit(SupervisedModule(model), loader)
     if trainer.is_global_zero:
         model.policy.save_pretrained(output_dir)

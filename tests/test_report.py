@@ -78,14 +78,73 @@ def test_curves_are_drawn_of_what_there_is(tmp_path):
     assert header.startswith(b"\x89PNG") and struct.unpack(">I", header[16:20])[0] == pytest.approx(4 * width, abs=4)
 
 
-def test_runs_are_compared_side_by_side(tmp_path):
+def test_runs_are_compared_side_by_side(tmp_path, monkeypatch):
     for name, changes in {"dynamo": {}, "grpo": {"before": None, "final": {}}}.items():
         report.write_summary(tmp_path / name / "summary.json", SUMMARY | changes)
-    text = printed(report.compare, [str(tmp_path / "dynamo"), str(tmp_path / "grpo")], width=250)
-    rows = {line.split("│")[1].strip().split("/")[-1]: line for line in text.splitlines() if line.startswith("│")}
-    cells = {name: [cell.strip() for cell in row.split("│")[2:-1]] for name, row in rows.items()}
-    assert cells["dynamo"] == ["40", "0.250 → 0.750 [0.700, 0.800]", "100.0", "0.800"]
-    assert cells["grpo"] == ["40", "– → 0.750 [0.700, 0.800]", "100.0", "–"]
+    monkeypatch.chdir(tmp_path)
+    lines = [line.split() for line in printed(report.compare, ["dynamo", "grpo"], width=80).splitlines()]
+    assert ["A", "dynamo", "–", "40", "100.0", "0.800"] in lines
+    assert ["B", "grpo", "–", "40", "100.0", "–"] in lines
+    assert ["toy/pass@1", "A", "0.250", "0.750", "[0.700,", "0.800]"] in lines
+    assert ["B", "–", "0.750", "[0.700,", "0.800]"] in lines
+    assert "no paired comparison" in printed(report.compare, ["dynamo", "grpo"], width=80)
+
+
+def counted(successes, samples=4):
+    """Counts of the last validation, and pass@1 of it."""
+    counts = {"before": None, "after": {"toy": {str(10**18 + i): [s, samples] for i, s in enumerate(successes)}}}
+    value = sum(successes) / samples / len(successes)
+    return {"counts": counts, "after": {"val/toy/pass@1": value, "val/toy/pass@4": 0.5}}
+
+
+def test_runs_are_compared_problem_by_problem(tmp_path, monkeypatch):
+    """Ten problems, five better by a quarter and five equal: 2 of 2⁵ flips are as far."""
+    monkeypatch.chdir(tmp_path)
+    first = [0, 1, 2, 3, 0, 1, 2, 3, 4, 4]
+    report.write_summary(tmp_path / "a" / "summary.json", SUMMARY | counted(first))
+    report.write_summary(tmp_path / "b" / "summary.json", SUMMARY | counted([s + 1 for s in first[:5]] + first[5:]))
+    text = printed(report.compare, ["a", "b"], width=80)
+    row = next(line for line in text.splitlines() if "B − A" in line).split()
+    assert row[0] == "toy/pass@1" and row[4:6] == ["10", "+0.125"]
+    low, high = float(row[6].strip("[,")), float(row[7].strip("]"))
+    assert 0.03 <= low <= 0.08 and 0.17 <= high <= 0.22
+    # pass@4 is 0 or 1: one problem changed, its p-value is 1; Holm doubles the smaller one.
+    assert row[8:] == ["0.0625", "0.1250"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_versions_with_different_seeds_are_repetitions_of_one_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, shift in (("grpo", 0), ("dynamo", 1)):
+        for seed in range(3):
+            summary = SUMMARY | counted([shift + (i + seed) % 3 for i in range(40)]) | {"seed": seed}
+            report.write_summary(tmp_path / "runs" / name / f"version_{seed}" / "summary.json", summary)
+    folders = [f"runs/{name}/version_{seed}" for name in ("grpo", "dynamo") for seed in range(3)]
+    text = printed(report.compare, folders, width=80)
+    assert sum(line.startswith(" A  runs/grpo/version_") for line in text.splitlines()) == 3
+    row = next(line for line in text.splitlines() if "B − A" in line).split()
+    assert row[4:6] == ["40", "+0.250"]
+    # The same seed twice is no repetition: every run stands for itself.
+    text = printed(report.compare, [folders[0], folders[0] + "/", folders[3]], width=80)
+    assert "B − A" in text
+    text = printed(report.compare, folders[:3], width=80)
+    assert "B − A" in text and "C − A" in text
+
+
+def test_counts_of_a_problem_stand_in_one_line_of_the_summary(tmp_path):
+    report.write_summary(tmp_path / "summary.json", SUMMARY | counted([1, 3]))
+    text = (tmp_path / "summary.json").read_text()
+    assert '"1000000000000000001": [3, 4]' in text
+    assert json.loads(text)["counts"] == counted([1, 3])["counts"]
+
+
+def test_tables_of_long_names_fit_80_columns():
+    name = "val/olympiadbench_en_maths/pass@32"
+    ends = {f"{name}_low": 0.2, f"{name}_high": 0.3}
+    text = printed(
+        report.print_summary, SUMMARY | {"before": {name: 0.25, **ends}, "after": {name: 0.3, **ends}}, width=80
+    )
+    assert "0.250 [0.200, 0.300]" in text and "0.300 [0.200, 0.300]" in text and "+0.050" in text
 
 
 def test_folder_without_a_summary_is_refused_with_its_path(tmp_path):

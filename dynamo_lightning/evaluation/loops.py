@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.evaluation.archive import make_record
 from dynamo_lightning.evaluation.benchmarks import BenchmarkRun, EvaluationConfig, describe, weights_digest
+from dynamo_lightning.evaluation.intervals import mean_interval
 from dynamo_lightning.evaluation.metrics import PassAtK
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.rollout.generator import SamplingConfig
@@ -38,6 +41,9 @@ class EvaluationLoops(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._pass_at_k_metrics: dict[tuple[str, int], PassAtK] = {}
+        self.problem_counts: dict[str, dict[str, list[int]]] = {}
+        """Of the last validation, by data set and prompt id: right responses and responses."""
+        self._problem_rewards: dict[str, list[float]] = {}
 
     @property
     def datamodule(self) -> Any:
@@ -54,6 +60,7 @@ class EvaluationLoops(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """A checkpoint may have brought other weights, and updates have."""
+        self.problem_counts, self._problem_rewards = {}, {}
         self.sync_generator()
 
     def on_test_epoch_start(self) -> None:
@@ -77,23 +84,40 @@ class EvaluationLoops(L.LightningModule):
         source = batch.prompts[0].source
         total = {prompt.prompt_id: 0 for prompt in batch.prompts}
         correct = dict(total)
+        rewards: dict[int, list[float]] = {prompt_id: [] for prompt_id in total}
         for outcome in outcomes:
             total[outcome.prompt_id] += 1
+            if math.isfinite(outcome.score.reward):
+                rewards[outcome.prompt_id].append(outcome.score.reward)
             # A failed reward counts as wrong, also where training would drop the rollout (its reward is NaN then).
             correct[outcome.prompt_id] += outcome.score.reward >= threshold
+        counts = self.problem_counts.setdefault(source, {})
+        counts.update({str(prompt_id): [int(correct[prompt_id]), total[prompt_id]] for prompt_id in total})
+        means = [statistics.fmean(values) for values in rewards.values() if values]
+        self._problem_rewards.setdefault(source, []).extend(means)
         for k in self.pass_at_k:
             # Outcomes are those of all ranks already, so the metric must not add the ranks up once more.
             metric = self._pass_at_k_metrics.setdefault((source, k), PassAtK(k, sync_on_compute=False))
             metric.update(torch.tensor(list(correct.values())), torch.tensor(list(total.values())))
 
     def on_validation_epoch_end(self) -> None:
-        """Log every pass@k as `val/{source}/pass@k` with its 95 % interval, and forget the counts."""
+        """Log `val/{source}/pass@k` for every k and the mean reward `val/{source}/reward`, with their 95 % intervals.
+
+        The mean reward, over problems, tells graded rewards apart where pass@k only sees `data.success_threshold`;
+        rewards that failed and have no value are left out of it.
+        """
         for (source, k), metric in self._pass_at_k_metrics.items():
             values = metric.compute()
             name = f"val/{source}/pass@{k}"
             self.log(name, values["mean"], prog_bar=k == min(self.pass_at_k))
             self.log_dict({f"{name}_low": values["low"], f"{name}_high": values["high"]})
             metric.reset()
+        for source, means in self._problem_rewards.items():
+            if means:
+                rewards = torch.tensor(means, dtype=torch.float64)
+                low, high = mean_interval(rewards)
+                name = f"val/{source}/reward"
+                self.log_dict({name: float(rewards.mean()), f"{name}_low": low, f"{name}_high": high})
         self.rest_generator()  # before any callback saves a checkpoint
 
     def on_test_start(self) -> None:

@@ -13,8 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from dynamo_lightning.errors import UserError
-
-_MAX_RESAMPLED = 2**18  # values of a bootstrap held at once
+from dynamo_lightning.evaluation.intervals import share_interval
 
 
 def pass_at_k(num_samples: Tensor, num_correct: Tensor, k: int) -> Tensor:
@@ -97,45 +96,14 @@ def _majority(num_correct: int, num_wrong: tuple[int, ...], num_silent: int, k: 
     return won / math.comb(num_correct + sum(num_wrong) + num_silent, k)
 
 
-def bootstrap_means(values: Tensor, num_bootstrap: int = 1000, seed: int = 0) -> Tensor:
-    """Means of resampled problems: how far a benchmark's result would move if its problems were drawn anew.
-
-    Seeded, and the values are sorted first, so that it depends neither on their order nor on the number of processes.
-
-    Args:
-        values: One for each problem, `[num_problems]`, at least one.
-        num_bootstrap: Resamples.
-        seed: Of the resampling; different ones for independent benchmarks.
-
-    Returns:
-        `[num_bootstrap]`, float64.
-    """
-    values = values.double().sort().values
-    generator = torch.Generator().manual_seed(seed)
-    # Some at a time: a matrix of all of them would be gigabytes for a large benchmark.
-    at_once = max(1, _MAX_RESAMPLED // len(values))
-    sizes = [min(at_once, num_bootstrap - start) for start in range(0, num_bootstrap, at_once)]
-    return torch.cat(
-        [values[torch.randint(len(values), (size, len(values)), generator=generator)].mean(1) for size in sizes]
-    )
-
-
-def interval(means: Tensor, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
-    """Ends of the percentile interval of bootstrapped means, `[num_bootstrap]`: two scalars."""
-    tail = (1 - confidence) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype))
-    return low, high
-
-
 class PassAtK(Metric):
     """Mean pass@k over problems, with a confidence interval.
 
-    The interval is the percentile bootstrap over problems: how far the mean would move if the benchmark's problems were
-    drawn anew. It does not vanish with more samples per problem.
+    The interval, that of `share_interval`, tells how far the mean would move if the benchmark's problems were drawn
+    anew. It does not vanish with more samples per problem.
 
     Args:
         k: Number of attempts, at least 1.
-        num_bootstrap: Resamples of the benchmark.
         confidence: Probability mass between `low` and `high`, in (0, 1).
         **kwargs: See `torchmetrics.Metric`.
 
@@ -152,16 +120,13 @@ class PassAtK(Metric):
     num_correct: list[Tensor]
     num_samples: list[Tensor]
 
-    def __init__(self, k: int, num_bootstrap: int = 1000, confidence: float = 0.95, **kwargs: Any) -> None:
+    def __init__(self, k: int, confidence: float = 0.95, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if k < 1:
             raise UserError(f"pass@k needs k of at least 1, got {k}")
-        if num_bootstrap < 1:
-            raise UserError(f"num_bootstrap must be at least 1, got {num_bootstrap}")
         if not 0 < confidence < 1:
             raise UserError(f"confidence must lie between 0 and 1, got {confidence}")
         self.k = k
-        self.num_bootstrap = num_bootstrap
         self.confidence = confidence
         self.add_state("num_correct", default=[], dist_reduce_fx="cat")
         self.add_state("num_samples", default=[], dist_reduce_fx="cat")
@@ -190,9 +155,6 @@ class PassAtK(Metric):
         if not num_samples.numel():
             raise UserError(f"pass@{self.k} has seen no problems")
         values = pass_at_k(num_samples.cpu(), dim_zero_cat(self.num_correct).cpu(), self.k)
-        low, high = interval(bootstrap_means(values, num_bootstrap=self.num_bootstrap), self.confidence)
-        return {
-            "mean": values.mean().float().to(self.device),
-            "low": low.float().to(self.device),
-            "high": high.float().to(self.device),
-        }
+        low, high = share_interval(values, self.confidence)
+        numbers = {"mean": float(values.mean()), "low": low, "high": high}
+        return {name: torch.tensor(number, dtype=torch.float32, device=self.device) for name, number in numbers.items()}

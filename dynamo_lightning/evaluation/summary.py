@@ -1,4 +1,4 @@
-"""From sampled responses to the numbers of a benchmark, each with a bootstrap interval over its problems."""
+"""From sampled responses to the numbers of a benchmark, each with a confidence interval over its problems."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from dynamo_lightning.distributed import derive_seed
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.evaluation.metrics import bootstrap_means, interval, majority_at_k, pass_at_k
+from dynamo_lightning.evaluation.intervals import interval_of_average, mean_interval, share_interval
+from dynamo_lightning.evaluation.metrics import majority_at_k, pass_at_k
 
 MEAN = "mean"
 """Name of the row that averages the benchmarks, each with the same weight."""
@@ -58,22 +58,21 @@ class BenchmarkResult:
     """By name: `pass@k`, `maj@k`, `avg@n`, `length` (tokens), `truncated` (share)."""
 
 
-def summarise(
-    samples: Iterable[Sample], pass_ks: Sequence[int], maj_ks: Sequence[int], num_bootstrap: int = 1000
-) -> dict[str, BenchmarkResult]:
+def summarise(samples: Iterable[Sample], pass_ks: Sequence[int], maj_ks: Sequence[int]) -> dict[str, BenchmarkResult]:
     """Return the results by benchmark, in the order in which they appear; with several, also their `mean`.
 
     - pass@k and maj@k are the unbiased estimates from all n samples of a problem. All right answers are one vote, for
       they equal the reference; wrong ones are told apart by their spelling, which favours the right answer a little
       where one wrong answer is spelled in two ways.
     - avg@n is the mean success of the n samples, which is what pass@1 estimates: the two are the same number.
-    - The interval of the mean resamples the problems of each benchmark by themselves.
+    - Intervals tell how far a number would move if the problems were drawn anew: Wilson's with an effective number of
+      problems for shares (`share_interval`), Student's for lengths; that of the mean over benchmarks combines theirs
+      (`interval_of_average`).
 
     Args:
         samples: Scored responses; each problem's, in any order.
         pass_ks: The k of every pass@k.
         maj_ks: The k of every maj@k.
-        num_bootstrap: Resamples of each benchmark.
 
     Raises:
         UserError: If a problem has fewer samples than a k; the message names the benchmark.
@@ -81,18 +80,16 @@ def summarise(
     problems: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         problems[sample.source][sample.prompt_id].append(sample)
-    results, means = {}, {}
+    results: dict[str, BenchmarkResult] = {}
     for source, groups in problems.items():
         try:
             values = _problem_values(list(groups.values()), pass_ks, maj_ks)
         except ValueError as error:
             raise UserError(f"benchmark {source}: {error}") from None
-        seed = derive_seed("bootstrap", source)
-        means[source] = {name: bootstrap_means(value, num_bootstrap, seed) for name, value in values.items()}
-        metrics = {name: _estimate(float(value.mean()), means[source][name]) for name, value in values.items()}
+        metrics = {name: _estimate(name, value) for name, value in values.items()}
         results[source] = BenchmarkResult(len(groups), sum(map(len, groups.values())), metrics)
     if len(results) > 1:
-        results[MEAN] = _mean_result(results, means)
+        results[MEAN] = _mean_result(results)
     return results
 
 
@@ -123,23 +120,19 @@ def _majority_of(group: Sequence[Sample], k: int) -> float:
     return majority_at_k(num_correct, list(wrong.values()), num_silent, k)
 
 
-def _estimate(value: float, means: torch.Tensor) -> Estimate:
-    low, high = interval(means)
-    return Estimate(value, float(low), float(high))
+def _estimate(name: str, values: torch.Tensor) -> Estimate:
+    low, high = mean_interval(values) if name == "length" else share_interval(values)
+    return Estimate(float(values.double().mean()), low, high)
 
 
-def _mean_result(
-    results: Mapping[str, BenchmarkResult], means: Mapping[str, Mapping[str, torch.Tensor]]
-) -> BenchmarkResult:
+def _mean_result(results: Mapping[str, BenchmarkResult]) -> BenchmarkResult:
     """The mean over benchmarks of what they all have."""
-    names = [name for name in next(iter(means.values())) if all(name in of_source for of_source in means.values())]
-    metrics = {
-        name: _estimate(
-            sum(result.metrics[name].value for result in results.values()) / len(results),
-            torch.stack([of_source[name] for of_source in means.values()]).mean(0),
-        )
-        for name in names
-    }
+    shared = set.intersection(*(set(result.metrics) for result in results.values()))
+    metrics = {}
+    for name in (name for name in next(iter(results.values())).metrics if name in shared):
+        estimates = [result.metrics[name] for result in results.values()]
+        low, high = interval_of_average([(each.value, each.low, each.high) for each in estimates])
+        metrics[name] = Estimate(sum(each.value for each in estimates) / len(estimates), low, high)
     num_problems = sum(result.num_problems for result in results.values())
     return BenchmarkResult(num_problems, sum(result.num_samples for result in results.values()), metrics)
 

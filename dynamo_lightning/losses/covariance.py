@@ -2,8 +2,8 @@
 
 To first order a policy-gradient step changes the entropy by minus the covariance of log π and the change of the
 logits, which is proportional to the advantage. A few tokens make up most of that covariance. One departure from the
-authors' code: the tokens are chosen once, over the whole rollout batch on all ranks and at the policy that sampled it,
-not in each micro-batch anew. Which tokens are chosen therefore depends neither on micro-batches nor on ranks.
+authors' code: covariances are those of the whole rollout batch on all ranks, at the policy that sampled it, not of each
+micro-batch anew. Which tokens are chosen therefore depends neither on micro-batches nor on ranks.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class ClipCov(Modulation):
     """Clip-Cov: some tokens of high covariance get no gradient, `A = 0`; the others keep theirs (arXiv 2505.22617).
 
     The chosen are `share · num_tokens` (at least one) tokens of the batch, at random among those with a covariance
-    between the two bounds.
+    between the two bounds. As the authors choose only among tokens that PPO does not clip, chosen tokens that the
+    surrogate clips by a later optimizer step of the batch are replaced in it by the next ones that it does not clip, in
+    the same random order. That takes one more forward pass per such step, over the rollouts that have a candidate.
 
     Args:
         clipped_share: Share of all tokens of the batch that is chosen.
@@ -97,31 +99,54 @@ class ClipCov(Modulation):
         return ModulatedAdvantages(
             advantages.masked_fill(clipped, 0.0),
             indicators={"mod/frac_clip_cov": clipped.float(), "mod/frac_in_band": in_band.float()},
+            candidates=in_band,
         )
+
+    def at_later_step(
+        self,
+        modulated: ModulatedAdvantages,
+        advantages: Tensor,
+        is_clipped: Tensor,
+        takes_part: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        token_keys: Callable[[], Tensor],
+    ) -> Tensor:
+        """As many tokens of the step as were chosen in it, among the candidates that the surrogate does not clip."""
+        assert modulated.candidates is not None
+        chosen = modulated.indicators["mod/frac_clip_cov"].bool() & takes_part
+        number = int(gather(chosen.long()).sum())
+        candidates = modulated.candidates & takes_part & ~is_clipped
+        return advantages.masked_fill(choose_tokens(candidates, number, token_keys(), gather), 0.0)
 
 
 class KLCov(Penalty):
-    """KL-Cov: the tokens of highest covariance pay for every move, `c · |log r|` (arXiv 2505.22617).
+    """KL-Cov: the tokens of highest covariance are penalized for moving, `c · |log r|` (arXiv 2505.22617).
 
     They are the `share · num_tokens` (at least one) tokens of the batch with the largest covariance. The penalty stays
-    where the advantage is 0, so no rollout is skipped. At the sampling policy `|log r|` is 0 and has no slope: it works
-    from the second update of a rollout batch on (`model.updates.num_mini_batches` or `num_epochs` above 1).
+    where the advantage is 0, so no rollout is skipped. One departure from the authors' code: the kink at `log r = 0` is
+    smoothed, `c · (√(x² + ε²) − ε)` with `x = log r`. Before the first update x is the rounding noise of two forward
+    passes (about 1e-6), whose sign would otherwise decide the direction of a full-size gradient; beyond a few ε the two
+    are the same. The penalty works from the second update of a rollout batch on (`model.updates.num_mini_batches` or
+    `num_epochs` above 1).
 
     Args:
         penalised_share: Share of all tokens of the batch.
         coefficient: c.
+        smoothing: ε, nats; well above the rounding noise of log-probabilities.
 
     Raises:
-        UserError: If the share is not in (0, 1] or c is negative.
+        UserError: If the share is not in (0, 1], c is negative or ε is not positive.
     """
 
-    def __init__(self, penalised_share: float = 2e-3, coefficient: float = 1.0) -> None:
-        if not 0 < penalised_share <= 1 or coefficient < 0:
+    def __init__(self, penalised_share: float = 2e-3, coefficient: float = 1.0, smoothing: float = 1e-3) -> None:
+        if not 0 < penalised_share <= 1 or coefficient < 0 or smoothing <= 0:
             raise UserError(
-                f"KL-Cov needs penalised_share in (0, 1] and coefficient ≥ 0, got {penalised_share} and {coefficient}"
+                "KL-Cov needs penalised_share in (0, 1], coefficient ≥ 0 and smoothing > 0, got "
+                f"{penalised_share}, {coefficient} and {smoothing}"
             )
         self.penalised_share = penalised_share
         self.coefficient = coefficient
+        self.smoothing = smoothing
 
     def marks(
         self,
@@ -130,7 +155,7 @@ class KLCov(Penalty):
         gather: Callable[[Tensor], Tensor],
         token_keys: Callable[[], Tensor],
     ) -> Tensor:
-        """1 for the tokens that pay, 0 for the others."""
+        """1 for the tokens that are penalized, 0 for the others."""
         covariance = token_covariance(statistics.logprobs, advantages, gather)
         everything = gather(covariance)
         number = max(1, int(self.penalised_share * len(everything)))
@@ -144,5 +169,7 @@ class KLCov(Penalty):
     def __call__(self, log_ratio: Tensor, marks: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """See the base class."""
         assert marks is not None
-        penalty = self.coefficient * log_ratio.abs() * marks
+        # √(x² + ε²) − ε without its cancellation.
+        root = (log_ratio.square() + self.smoothing**2).sqrt()
+        penalty = self.coefficient * log_ratio.square() / (root + self.smoothing) * marks
         return penalty, {"kl_cov": penalty}

@@ -15,10 +15,12 @@ class ForkTokens(Modulation):
     """Only the tokens with the highest entropies keep their advantage: `A · 1[H ≥ τ_ρ]` (arXiv 2506.01939).
 
     `τ_ρ` is the largest threshold that a share ρ of the batch's response tokens reaches, on all ranks; tokens of equal
-    entropy at the threshold all count. The others stay in the denominators.
+    entropy at the threshold all count. Only these tokens count in the denominators, as the authors have it: under
+    `token_mean` the loss is divided by their number, with `length_normalisation: response_length` the sum of a rollout
+    by the number of its own. The constant `max_response_length` does not depend on tokens and stays.
 
     Args:
-        fork_share: ρ; the share of tokens that is learnt from.
+        fork_share: ρ; the share of tokens that keep their advantage.
 
     Raises:
         UserError: If ρ is not in (0, 1].
@@ -41,4 +43,5 @@ class ForkTokens(Modulation):
         """See the base class."""
         threshold = -nearest_rank_quantile(-gather(statistics.entropy), self.fork_share)
         is_fork = statistics.entropy >= threshold
-        return ModulatedAdvantages(advantages * is_fork, indicators={"mod/frac_fork_tokens": is_fork.float()})
+        indicators = {"mod/frac_fork_tokens": is_fork.float()}
+        return ModulatedAdvantages(advantages * is_fork, indicators=indicators, kept=is_fork)

@@ -113,6 +113,10 @@ class ModulatedAdvantages:
     """By name the factors whose histograms are worth seeing, `[num_tokens]` each."""
     indicators: Mapping[str, Tensor] = field(default_factory=dict)
     """By metric name a value for each token, `[num_tokens]`, whose mean over the batch is logged."""
+    kept: Tensor | None = None
+    """Tokens that count in the denominators of the loss, `[num_tokens]`, bool; `None`: all of them."""
+    candidates: Tensor | None = None
+    """Tokens that `at_later_step` may choose from, `[num_tokens]`, bool; `None`: it is not called."""
 
 
 class Modulation(ABC):
@@ -155,6 +159,33 @@ class Modulation(ABC):
                 the scoring pass, where it is the advantage.
         """
 
+    def at_later_step(
+        self,
+        modulated: ModulatedAdvantages,
+        advantages: Tensor,
+        is_clipped: Tensor,
+        takes_part: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        token_keys: Callable[[], Tensor],
+    ) -> Tensor:
+        """Token advantages of an optimizer step after the first of a batch, where they depend on what is clipped.
+
+        Called only if the scoring pass returned `candidates`.
+
+        Args:
+            modulated: Result of the scoring pass.
+            advantages: Raw advantages, `[num_tokens]`.
+            is_clipped: Tokens that get no gradient because the surrogate clips them at the current policy,
+                `[num_tokens]`, bool.
+            takes_part: Tokens of this step, `[num_tokens]`, bool.
+            gather: Gives the values of all ranks for the values of this one; called equally often on every rank.
+            token_keys: The random numbers of the scoring pass.
+
+        Returns:
+            `[num_tokens]`; those of the scoring pass, as here, if the modulation does not look at clipping.
+        """
+        return modulated.advantages
+
 
 class DynamoModulation(Modulation):
     """Gradient compensation and update stabilisation of DynaMO; either is switched off by setting its α to 0.
@@ -164,8 +195,12 @@ class DynamoModulation(Modulation):
         stabilisation_alpha: Strength of the damping; tokens with the largest entropy change lose up to this share.
         gamma: Steepness of the damping threshold.
         tau: Entropy change, as a share of the largest one, at which half of the damping sets in.
-        normaliser: What the largest and smallest values of the batch are: `quantile` or `max`.
-        quantile: The share q of tokens below the largest value (and above the smallest) when `normaliser: quantile`.
+        normaliser: How the largest and smallest values of the batch are defined: `quantile` or `max`.
+        quantile: q with `normaliser: quantile`: H_max is the q, H_min the 1 − q quantile of the entropies of all
+            response tokens, and Ξ_max the q quantile of `|ΔH|` over the tokens with `ΔH ≠ 0` only: rollouts of zero
+            advantage, however many there are, do not change how the others are damped. Quantiles are nearest ranks,
+            the smallest value that a share q of the values does not exceed; below `1 / (1 − q)` values (100 at the
+            default) that is the maximum.
         scope: Over which tokens they are taken: the whole `batch`, at the policy that sampled it, or each
             `micro_batch` of an update anew, at the current policy, as in the paper's code; what is learnt then depends
             on micro-batches and ranks, and nothing is skipped.
@@ -210,7 +245,8 @@ class DynamoModulation(Modulation):
     ) -> ModulatedAdvantages:
         """See the base class; the normalisers are taken over all response tokens that `gather` reaches."""
         change = entropy_change(statistics, advantages if update_sizes is None else update_sizes)
-        all_entropies = gather(statistics.entropy)
+        all_entropies, all_changes = gather(statistics.entropy), gather(change.abs())
+        moved = all_changes[all_changes > 0]
         compensation = compensation_factor(
             statistics.entropy,
             advantages,
@@ -223,7 +259,7 @@ class DynamoModulation(Modulation):
             alpha=self.stabilisation_alpha,
             gamma=self.gamma,
             tau=self.tau,
-            change_max=nearest_rank_quantile(gather(change.abs()), self.upper_share),
+            change_max=nearest_rank_quantile(moved, self.upper_share) if len(moved) else 0.0,
         )
         damped = stabilisation < 1.0 - 0.5 * self.stabilisation_alpha
         return ModulatedAdvantages(

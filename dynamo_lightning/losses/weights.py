@@ -1,4 +1,4 @@
-"""Weights of rollouts in the loss: who shares the denominator with whom.
+"""Weights of rollouts in the loss: how the loss is normalized.
 
 All denominators are global: over every micro-batch and rank of the optimizer step. The mean of micro-batch means would
 depend on how the batch happens to be cut.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Aggregation = Literal["prompt_mean", "token_mean", "sequence_mean"]
@@ -44,9 +45,9 @@ def token_weights(
         response_lengths: Tokens of each rollout, `[num_rollouts on this rank]`.
         aggregation: See the table.
         length_normalisation: How a rollout's weight is spread; without effect under `token_mean`.
-        num_prompts: Prompts of the optimizer step, all ranks.
-        num_rollouts: Rollouts of the optimizer step, all ranks.
-        num_tokens: Response tokens of the optimizer step, all ranks.
+        num_prompts: Prompts of the optimizer step that count, all ranks; see `counted_groups`.
+        num_rollouts: Their rollouts, all ranks.
+        num_tokens: Their response tokens, all ranks.
         max_response_length: The length limit, tokens.
 
     Returns:
@@ -57,3 +58,22 @@ def token_weights(
     rollout_weights = group_shares / (num_prompts * group_sizes) if aggregation == "prompt_mean" else 1.0 / num_rollouts
     spread = max_response_length if length_normalisation == "max_response_length" else response_lengths.double()
     return (response_lengths * 0.0 + rollout_weights / spread).float()
+
+
+def counted_groups(group_sizes: Tensor, *, needs_others: bool) -> Tensor:
+    """Groups that count in the denominators.
+
+    A rollout whose group has lost all others (their rewards failed and were dropped) has no baseline, hence advantage 0
+    whatever its reward: counting its prompt would shrink the step. Groups of equal rewards do count: leaving them out
+    would weigh prompts by their outcomes and bias the gradient.
+
+    Args:
+        group_sizes: Rollouts left in each group of the optimizer step, all ranks, `[num_groups]`, int64.
+        needs_others: The advantage compares a rollout with its group, so that a group of one teaches nothing.
+
+    Returns:
+        `[num_groups]`, bool: groups of two or more, or where there are none (only an entropy or KL term is left to
+        normalize) or no comparison is made, all that have a rollout.
+    """
+    counted = group_sizes >= (2 if needs_others else 1)
+    return counted if bool(counted.any()) else group_sizes >= torch.ones_like(group_sizes)

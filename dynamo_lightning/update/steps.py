@@ -7,6 +7,7 @@ so the gradient does not depend on how the batch is cut.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,13 +21,13 @@ from dynamo_lightning.distributed import sum_over_ranks, world_size
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
-from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.policy.dropout import set_training_mode
 from dynamo_lightning.policy.packing import MicroBatch, micro_batches
 from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import clip_gradient, gradient_sync
 from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.update.config import UpdateConfig
+from dynamo_lightning.update.denominators import advantages_at_later_step, kept_scale, step_weights
 from dynamo_lightning.update.sampling_check import (
     LogpDifference,
     check_difference,
@@ -132,7 +133,8 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
             if teaches or (sampled and not module.loss.vanishes_without_advantage):
                 optimizer.zero_grad()
                 own: list[LogpDifference] = []
-                steps.append(accumulate_gradient(module, experience, chosen, own))
+                has_moved = bool(gradient_norms)
+                steps.append(accumulate_gradient(module, experience, chosen, own, has_moved=has_moved))
                 if difference is None:  # the only update is also what scores its tokens
                     difference = checked_difference(module.policy, experience, own[0])
                 optimizer.step()
@@ -141,7 +143,7 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
                 else:
                     num_overflows += 1
             if scheduler is not None:
-                scheduler.step()
+                advance(scheduler, has_stepped=bool(gradient_norms))
     means = {name: sum(step[name] for step in steps) / len(steps) for name in (steps[0] if steps else ())}
     if difference is None:
         difference = checked_difference(module.policy, experience, LogpDifference())
@@ -168,8 +170,25 @@ def checked_difference(policy: PreTrainedModel, experience: Experience, own: Log
     return difference
 
 
+def advance(scheduler: Any, *, has_stepped: bool) -> None:
+    """Advance the learning rate schedule.
+
+    Before the first optimizer step PyTorch warns that the two are called in the wrong order; here the order is right,
+    and there was nothing to learn from so far.
+    """
+    with warnings.catch_warnings():
+        if not has_stepped:
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
+        scheduler.step()
+
+
 def accumulate_gradient(
-    module: PolicyHolder, experience: Experience, chosen: Tensor, differences: list[LogpDifference] | None = None
+    module: PolicyHolder,
+    experience: Experience,
+    chosen: Tensor,
+    differences: list[LogpDifference] | None = None,
+    *,
+    has_moved: bool = True,
 ) -> Mapping[str, float]:
     """Add the gradient of one optimizer step's loss to the parameters.
 
@@ -178,6 +197,7 @@ def accumulate_gradient(
         experience: This rank's share of the batch.
         chosen: Which of the batch's groups take part, `[num_groups]`, bool.
         differences: Takes the difference of this rank's log-probabilities from the sampled ones, if given.
+        has_moved: The policy may differ from the one that sampled the batch.
 
     Returns:
         The metrics of the loss, global.
@@ -188,32 +208,24 @@ def accumulate_gradient(
     batch, loss, policy = experience.batch, module.loss, module.policy
     assert policy is not None
     device = policy.device
-    lengths = batch.response_lengths
     num_tokens = int(batch.group_tokens[chosen].sum())
-    sampled = chosen & (batch.group_sizes > 0)
-    weights = token_weights(
-        batch.group_sizes[batch.group_indices],
-        batch.group_shares[batch.group_indices],
-        lengths,
-        aggregation=loss.aggregation,
-        length_normalisation=loss.length_normalisation,
-        num_prompts=len(batch.group_prompts[sampled].unique()),
-        num_rollouts=int(batch.group_sizes[chosen].sum()),
-        num_tokens=num_tokens,
-        max_response_length=module.sampling.max_response_length,
-    )
-    weights = weights.repeat_interleave(lengths).to(device)
+    weights = step_weights(experience, loss, chosen, module.sampling.max_response_length).to(device)
     if experience.engine_weights is not None:
         weights = weights * experience.engine_weights
+    takes_part = chosen[batch.group_indices] & learnt_from(batch, loss)
+    advantages = experience.modulated.advantages
+    if has_moved and experience.modulated.candidates is not None:
+        advantages = advantages_at_later_step(module, experience, chosen)
+    if experience.modulated.kept is not None:
+        advantages = advantages * kept_scale(experience, loss, chosen, experience.modulated.kept)
     inputs = LossInputs(
         old_logprobs=experience.old_logprobs,
-        advantages=experience.modulated.advantages,
+        advantages=advantages,
         weights=weights,
         reference_logprobs=experience.reference_logprobs,
         sequence_indices=batch.token_rollouts.to(device),
         marks=experience.marks,
     )
-    takes_part = chosen[batch.group_indices] & learnt_from(batch, loss)
     indices = takes_part.nonzero().squeeze(-1).tolist()
     budget, layout = module.update_config.max_tokens_per_micro_batch, token_layout(policy)
     rows = micro_batches(batch.rollouts, indices, batch.spare, budget, device, layout)

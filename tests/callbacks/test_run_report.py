@@ -45,8 +45,10 @@ def test_report_holds_before_and_after_seconds_and_files(train, script, capsys):
     assert report["seconds"].keys() == phases
     assert report["seconds"]["generate"] == pytest.approx(4 * 0.4)
     assert report["seconds"]["checkpoint"] > 0 and report["seconds"]["validation"] > 0
+    # Means over the last iterations, here all four, and not the last batch alone.
+    assert report["final_iterations"] == 4
     assert report["final"] == {
-        "reward": 0.3,
+        "reward": pytest.approx(0.15),
         "entropy": 1.0,
         "alloc/predicted_variance_ratio": 1.0,
         "alloc/best_variance_ratio": 1.0,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dynamo_lightning.cli import DynamoCLI, find_config, main, shipped_configs
 
@@ -32,6 +33,36 @@ def test_the_benchmarks_parse_with_their_overlays(monkeypatch, tmp_path, overlay
     config = parse(monkeypatch, ["test", "--config=benchmarks.yaml", f"--config=overlays/{overlay}.yaml"])
     assert len(config.data.test) == 7
     assert max(config.model.pass_at_k) == 32 <= config.data.eval_rollouts_per_prompt
+
+
+def header(path):
+    """The comment at the top of a file, in one line."""
+    lines = path.read_text().splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return " ".join(line.lstrip("# ") for line in lines[:end])
+
+
+def test_every_header_says_what_the_allocation_does_in_the_first_epoch():
+    configs = sorted(shipped_configs().glob("*.yaml"))
+    overlays = [
+        path
+        for path in sorted((shipped_configs() / "overlays").glob("*.yaml"))
+        if {"train", "rule", "estimator", "pilot"} & ((yaml.safe_load(path.read_text()).get("data") or {}).keys())
+    ]
+    assert {path.stem for path in overlays} >= {"grpo", "paper_code", "data_gsm8k"}
+    for path in configs + overlays:
+        text = header(path)
+        assert "first epoch" in text and "alloca" in text.lower(), path.name
+
+
+def test_qwen_trains_past_its_first_epoch(monkeypatch, tmp_path):
+    """The authors' 2,000 optimizer steps: 125 RL iterations, 3.7 epochs over 17,398 prompts."""
+    monkeypatch.chdir(tmp_path)
+    config = parse(monkeypatch, ["fit", "--config=qwen.yaml"])
+    iterations = config.trainer.max_steps / config.model.updates.num_mini_batches
+    assert iterations == 125
+    epochs = iterations * config.data.prompts_per_batch / 17_398
+    assert 3.6 < epochs < 3.7 < config.trainer.max_epochs
 
 
 def test_every_config_is_in_the_table():

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def test_fit_trains_and_reports(config, summary, capsys):
     assert result["status"] == "finished"
     assert result["iterations"] == 6
     assert result["before"].keys() == result["after"].keys() == {
-        "val/sums/pass@1", "val/sums/pass@1_low", "val/sums/pass@1_high"
+        "val/sums/pass@1", "val/sums/pass@1_low", "val/sums/pass@1_high",
+        "val/sums/reward", "val/sums/reward_low", "val/sums/reward_high",
     }  # fmt: skip
     assert {"generate", "reward", "score", "update", "validation"} <= result["seconds"].keys()
     assert cli.trainer.global_step == 6
@@ -254,6 +256,29 @@ def test_rewards_see_the_length_in_tokens(config, summary):
         "    assert max_response_length == 6\n"
         "    return response_length / max_response_length\n"
     )
-    cli = run("fit", "--config", config)
-    mean_length = float(cli.trainer.callback_metrics["completions/mean_length"])
+    run("fit", "--config", config)
+    lengths, budgets = column("dynamo", "completions/mean_length"), column("dynamo", "alloc/budget")
+    assert len(lengths) <= 10
+    mean_length = sum(length * budget for length, budget in zip(lengths, budgets, strict=True)) / sum(budgets)
     assert summary()["final"]["reward"] == pytest.approx(mean_length / 6)
+
+
+def test_a_run_on_solved_prompts_says_that_it_learned_nothing(config, summary, capsys, caplog):
+    Path("reward.py").write_text("def f(prompt, response, answer):\n    return 1.0\n")
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level("INFO"):
+        warnings.simplefilter("always")
+        run(
+            "fit", "--config", config, "--trainer.num_sanity_val_steps=-1",
+            "--trainer.callbacks+=dynamo_lightning.callbacks.ProgressLines", "--trainer.callbacks.every_n_seconds=0",
+            "--trainer.callbacks+=dynamo_lightning.callbacks.LearningSignalMonitor", "--trainer.callbacks.patience=2",
+        )  # fmt: skip
+    messages = [str(warning.message) for warning in caught]
+    assert any("no group taught anything in 2 iterations in a row" in message for message in messages)
+    assert not any("lr_scheduler.step" in message for message in messages)
+    assert "nothing was learned" in caplog.text
+    assert summary()["after"]["val/sums/reward"] == 1.0
+    counts = summary()["counts"]
+    assert len(counts["after"]["sums"]) == 12 and counts["before"]["sums"].keys() == counts["after"]["sums"].keys()
+    assert set(map(tuple, counts["after"]["sums"].values())) == {(2, 2)}
+    out = capsys.readouterr().out
+    assert "iteration 1/6  reward 1.000" in out and "validation before training: batch" in out

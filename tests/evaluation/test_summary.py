@@ -38,7 +38,8 @@ def test_every_number_by_hand():
     }
     for estimate in result.metrics.values():
         assert estimate.low <= estimate.value <= estimate.high
-    assert (result.metrics["maj@4"].low, result.metrics["maj@4"].high) == (0.0, 1.0)
+    # Two problems, one solved: nearly nothing is known.
+    assert result.metrics["maj@4"].low < 0.01 and result.metrics["maj@4"].high > 0.99
 
 
 def test_the_mean_weighs_benchmarks_equally():
@@ -49,8 +50,9 @@ def test_the_mean_weighs_benchmarks_equally():
     assert results[MEAN].metrics["maj@2"].value == pytest.approx((1 + 1 / 6) / 2)
     assert results[MEAN].num_problems == 12
     easy, hard, mean = (results[name].metrics["pass@1"] for name in results)
-    assert (easy.low, easy.high) == (1.0, 1.0)
-    assert mean.high == pytest.approx((1 + hard.high) / 2)
+    assert 0.6 < easy.low < easy.high == 1.0
+    assert mean.high == pytest.approx(mean.value + (hard.high - hard.value) / 2)
+    assert mean.low == pytest.approx(mean.value - ((1 - easy.low) ** 2 + (hard.value - hard.low) ** 2) ** 0.5 / 2)
 
 
 def test_too_few_samples_name_the_benchmark():
@@ -79,13 +81,13 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(metric):
     name, sources = ("pass@8", ["a", "b"]) if metric == MEAN else (metric, ["a"])
     row = MEAN if metric == MEAN else "a"
     pass_ks, maj_ks = ([], [4]) if name == "maj@4" else ([8], [])
-    truth = summarise(benchmark("a", 20_000), pass_ks, maj_ks, num_bootstrap=2)["a"].metrics[name].value
+    truth = summarise(benchmark("a", 20_000), pass_ks, maj_ks)["a"].metrics[name].value
     hits, runs = 0, 200
     for _ in range(runs):
         samples = [sample for source in sources for sample in benchmark(source, 60)]
         estimate = summarise(samples, pass_ks, maj_ks)[row].metrics[name]
         hits += estimate.low <= truth <= estimate.high
-    assert 0.89 <= hits / runs <= 0.99  # 0.95 ± 3 standard errors, less the bootstrap's small-sample loss
+    assert 0.90 <= hits / runs <= 0.99  # 0.95 ± 3 standard errors
 
 
 def test_the_results_are_a_table_and_two_files(tmp_path):
@@ -94,7 +96,8 @@ def test_the_results_are_a_table_and_two_files(tmp_path):
     assert [path.name for path in paths] == ["results.json", "results.csv"]
     saved = json.loads(paths[0].read_text())
     assert saved["settings"] == {"model_name": "tiny"}
-    assert saved["results"]["sums"]["pass@1"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    estimate = saved["results"]["sums"]["pass@1"]
+    assert estimate["value"] == 0.5 and 0 <= estimate["low"] < 0.05 and 0.95 < estimate["high"] <= 1  # one problem
     rows = list(csv.DictReader(paths[1].open()))
     assert [(row["benchmark"], row["metric"]) for row in rows[:4]] == [
         ("sums", "pass@1"), ("sums", "avg@4"), ("sums", "length"), ("sums", "truncated")
@@ -102,5 +105,5 @@ def test_the_results_are_a_table_and_two_files(tmp_path):
     assert rows[0] | {"value": "0.5", "samples": "4"} == rows[0]
     output = io.StringIO()
     print_results(results, Console(file=output, width=80))
-    for text in ("sums", "terms", "mean", "pass@1", "1 problems", "50.0", "50.0–50.0", "length"):
+    for text in ("sums", "terms", "mean", "pass@1", "1 problems", "50.0", "length"):
         assert text in output.getvalue()

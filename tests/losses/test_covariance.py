@@ -71,16 +71,46 @@ def test_kl_cov_marks_its_share_also_where_all_covariances_are_equal():
 def test_kl_cov_by_hand():
     log_ratio = torch.tensor([0.1, -0.2, 0.3], requires_grad=True)
     penalty, metrics = KLCov(coefficient=2.0)(log_ratio, torch.tensor([1.0, 1.0, 0.0]))
-    torch.testing.assert_close(penalty.detach(), torch.tensor([0.2, 0.4, 0.0]))
+    # 2 (√(x² + 10⁻⁶) − 10⁻³), and its slope 2 x / √(x² + 10⁻⁶)
+    expected = torch.tensor([2 * (0.010001**0.5 - 0.001), 2 * (0.040001**0.5 - 0.001), 0.0])
+    torch.testing.assert_close(penalty.detach(), expected)
     assert metrics["kl_cov"] is penalty
     penalty.sum().backward()
-    assert log_ratio.grad.tolist() == [2.0, -2.0, 0.0]
+    assert log_ratio.grad.tolist() == pytest.approx([0.2 / 0.010001**0.5, -0.4 / 0.040001**0.5, 0.0], rel=1e-5)
 
 
 def test_kl_cov_has_no_slope_at_the_sampling_policy():
     log_ratio = torch.zeros(1, requires_grad=True)
     KLCov()(log_ratio, torch.ones(1))[0].sum().backward()
     assert log_ratio.grad.item() == 0.0
+
+
+def test_rounding_noise_of_the_log_ratio_does_not_decide_the_slope_of_kl_cov():
+    noise = torch.tensor([1e-6, -1e-6, 3e-7], requires_grad=True)
+    KLCov()(noise, torch.ones(3))[0].sum().backward()
+    assert noise.grad.abs().max() <= 1.01e-3
+    far = torch.tensor([0.05, -0.05], requires_grad=True)
+    KLCov()(far, torch.ones(2))[0].sum().backward()
+    assert far.grad.tolist() == pytest.approx([1.0, -1.0], abs=3e-4)
+
+
+def test_clip_cov_replaces_tokens_that_the_surrogate_clips_by_the_next_in_line():
+    clip_cov = ClipCov(clipped_share=0.34, covariance_low=0.5, covariance_high=5.0)  # two of six tokens
+    modulated = clip_cov(statistics_of(LOGPROBS), ADVANTAGES, alone, token_keys=lambda: KEYS)
+    # Tokens 0, 2 and 4 are in the band, with keys 5, 2 and 4.
+    assert modulated.indicators["mod/frac_clip_cov"].tolist() == [0, 0, 1, 0, 1, 0]
+
+    def later(is_clipped, takes_part):
+        found = clip_cov.at_later_step(
+            modulated, ADVANTAGES, torch.tensor(is_clipped), torch.tensor(takes_part), alone, lambda: KEYS
+        )
+        return found.tolist()
+
+    everything, nothing = [True] * 6, [False] * 6
+    assert later(nothing, everything) == [3.0, 6.0, 0.0, 0.0, 0.0, -5.0] == modulated.advantages.tolist()
+    assert later([False] * 4 + [True, False], everything) == [0.0, 6.0, 0.0, 0.0, 2.0, -5.0]
+    # A token outside the step is no replacement.
+    assert later([False] * 4 + [True, False], [False] + [True] * 5) == [3.0, 6.0, 0.0, 0.0, 2.0, -5.0]
 
 
 def on_two_ranks(function, cut):
@@ -113,19 +143,31 @@ def test_chosen_tokens_do_not_depend_on_how_tokens_are_spread_over_ranks(cut):
             statistics_of(logprobs[rows]), advantages[rows], gather, token_keys=lambda: keys[rows]
         ).advantages
 
+    def clip_cov_later(rows, gather):
+        modulation = ClipCov(clipped_share=0.05, covariance_low=0.2, covariance_high=3.0)
+        first = modulation(statistics_of(logprobs[rows]), advantages[rows], gather, token_keys=lambda: keys[rows])
+        is_clipped = (torch.arange(200) % 3 == 0)[rows]
+        everything = torch.ones_like(is_clipped)
+        return modulation.at_later_step(first, advantages[rows], is_clipped, everything, gather, lambda: keys[rows])
+
     def kl_cov(rows, gather):
         penalty = KLCov(penalised_share=0.1)
         return penalty.marks(statistics_of(logprobs[rows]), advantages[rows], gather, lambda: keys[rows])
 
-    for function, number in ((clip_cov, 10), (kl_cov, 20)):
+    for function, number in ((clip_cov, 10), (clip_cov_later, 10), (kl_cov, 20)):
         whole = function(slice(None), alone)
-        assert int((whole == 0).sum()) == (number if function is clip_cov else 200 - number)
+        assert int((whole == 0).sum()) == (200 - number if function is kl_cov else number)
         assert torch.equal(on_two_ranks(function, cut), whole)
 
 
 @pytest.mark.parametrize(
     ("part", "settings"),
-    [(ClipCov, {"clipped_share": 0.0}), (ClipCov, {"covariance_low": 5.0}), (KLCov, {"penalised_share": 2.0})],
+    [
+        (ClipCov, {"clipped_share": 0.0}),
+        (ClipCov, {"covariance_low": 5.0}),
+        (KLCov, {"penalised_share": 2.0}),
+        (KLCov, {"smoothing": 0.0}),
+    ],
 )
 def test_impossible_settings_are_refused(part, settings):
     with pytest.raises(ValueError, match=r"(Clip|KL)-Cov needs"):

@@ -18,6 +18,11 @@ def test_only_the_fifth_of_highest_entropy_keeps_its_advantage():
     assert float(modulated.indicators["mod/frac_fork_tokens"].mean()) == pytest.approx(0.2)
 
 
+def test_the_kept_tokens_are_those_in_the_denominators():
+    modulated = ForkTokens(0.5)(statistics_of([0.1, 2.0, 0.3, 0.2]), torch.zeros(4), lambda values: values)
+    assert modulated.kept.tolist() == [False, True, True, False]
+
+
 def test_threshold_is_that_of_all_ranks():
     """The other rank has the tokens of highest entropy: none of ours is a fork."""
     everything = torch.tensor([0.1, 0.2, 0.3, 0.4, 5.0])

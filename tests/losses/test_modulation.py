@@ -96,6 +96,33 @@ def test_modulation_does_not_depend_on_how_tokens_are_spread_over_ranks(normalis
     torch.testing.assert_close(torch.cat(parts), whole, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("num_idle", [0, 300, 9_700, 30_000])
+def test_damping_does_not_depend_on_how_many_tokens_have_no_advantage(num_idle):
+    """300 tokens with an advantage: the quantile of their entropy changes is the 297th of them, by sorting."""
+    statistics, advantages = make_statistics(300)
+    idle, _ = make_statistics(num_idle, seed=1) if num_idle else (part_of(statistics, slice(0, 0)), None)
+    both = TokenStatistics(
+        *(torch.cat([a, b]) for a, b in zip(vars(statistics).values(), vars(idle).values(), strict=True))
+    )
+    found = DynamoModulation(compensation_alpha=0.0)(both, torch.cat([advantages, torch.zeros(num_idle)]), lambda v: v)
+    changes = entropy_change(statistics, advantages).abs()
+    largest = sorted(changes.tolist())[296]
+    expected = stabilisation_factor(changes, alpha=0.4, gamma=50.0, tau=0.9, change_max=largest)
+    torch.testing.assert_close(found.factors["beta_stab"][:300], expected, atol=0, rtol=0)
+    assert int((expected < 0.8).sum()) >= 4
+
+
+def test_below_a_hundred_changes_the_quantile_is_their_maximum():
+    statistics, advantages = make_statistics(99)
+    quantile, largest = (
+        DynamoModulation(compensation_alpha=0.0, normaliser=kind)(statistics, advantages, lambda v: v).factors[
+            "beta_stab"
+        ]
+        for kind in ("quantile", "max")
+    )
+    assert torch.equal(quantile, largest) and quantile.min() < 0.61
+
+
 def test_each_factor_switches_off_on_its_own():
     statistics, advantages = make_statistics()
     neither = DynamoModulation(compensation_alpha=0.0, stabilisation_alpha=0.0)(statistics, advantages, lambda v: v)

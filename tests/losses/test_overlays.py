@@ -60,6 +60,8 @@ def test_entropy_loss_has_its_coefficient(loss_of):
     ("overlay", "expected"),
     [
         ("dapo", ("token_mean", "max_response_length")),
+        ("w_reinforce", ("token_mean", "max_response_length")),
+        ("fork_tokens", ("token_mean", "max_response_length")),
         ("cispo", ("token_mean", "max_response_length")),
         ("gspo", ("sequence_mean", "response_length")),
         ("dr_grpo", ("sequence_mean", "max_response_length")),
@@ -75,6 +77,7 @@ def test_dapo_shapes_the_reward_of_the_answer(loss_of):
     reward = loss_of("dapo").model.reward
     assert reward.class_path == "dynamo_lightning.rewards.shaping.OverlongShaping"
     assert reward.init_args.reward.class_path.endswith("MathReward")
+    assert reward.init_args.weight == 0.5  # DAPO's rewards are ±1
 
 
 def test_paper_code_has_the_settings_of_the_authors_script(loss_of):
