@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from dynamo_lightning.data.stream import EvaluationStream, PromptStream
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
+from dynamo_lightning.rewards.columns import check_answer, check_columns
+from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.types import Outcome, Prompt, PromptBatch
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class RolloutDataModule(L.LightningDataModule):
     Every rank gets the same batch: a `DistributedSampler` has no place here, the module spreads the rollouts instead.
 
     Args:
-        train: Prompts to train on.
+        train: Prompts to train on: a data set, or a list of them that are mixed by their `weight`.
         val: Prompts that `fit` and `validate` evaluate, any number of data sets.
         test: Prompts that `test` evaluates.
         predict: Prompts that `predict` answers.
@@ -63,7 +65,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: PromptSource | None = None,
+        train: PromptSource | list[PromptSource] | None = None,
         val: list[PromptSource] | None = None,
         test: list[PromptSource] | None = None,
         predict: list[PromptSource] | None = None,
@@ -96,8 +98,9 @@ class RolloutDataModule(L.LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"data.{option} must be at least 1, got {value}")
+        self.train_is_list = isinstance(train, list)
         self.sources = {
-            "train": [train] if train is not None else [],
+            "train": train if isinstance(train, list) else [train] if train is not None else [],
             "val": val or [],
             "test": test or [],
             "predict": predict or [],
@@ -146,8 +149,7 @@ class RolloutDataModule(L.LightningDataModule):
             tokenizer = load_tokenizer(self.tokenizer_name, self.tokenizer_config)
             loaded = []
             for index, source in enumerate(self.sources[group]):
-                option = f"data.{group}" if group == "train" else f"data.{group}[{index}]"
-                loaded.append(self._load(source, tokenizer, option))
+                loaded.append(self._load(source, tokenizer, self._option(group, index)))
             self._prompts[group] = loaded
 
     def _load(self, source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> list[Prompt]:
@@ -167,25 +169,44 @@ class RolloutDataModule(L.LightningDataModule):
         """Tokens of the longest prompt to train on."""
         return max(len(prompt.token_ids) for prompts in self._prompts["train"] for prompt in prompts)
 
-    def check_answers(self, check: Any) -> None:
+    def check_reward(self, reward: Reward) -> None:
+        """Compare the reward with all data that are loaded, so that what cannot work is found before any training.
+
+        Raises:
+            UserError: If the reward needs a column that a data set lacks, or could never match a reference answer.
+        """
+        for group, data_sets in self._prompts.items():
+            for index, prompts in enumerate(data_sets):
+                check_columns(reward, prompts, self._option(group, index))
+                for prompt in prompts:
+                    self._check_answers_of(prompt, lambda _, prompt=prompt: check_answer(reward, prompt))
+
+    def check_answers(self, check: Callable[[str], None]) -> None:
         """Call `check` on every reference answer that is loaded, so that a bad one is found before any training.
 
         Args:
             check: Raises `ValueError` for an answer that the reward could never match.
 
         Raises:
-            UserError: Naming the file, the row and the prompt.
+            UserError: Naming the file, the line and the prompt.
         """
-        for group, data_sets in self._prompts.items():
-            for source, prompts in zip(self.sources[group], data_sets, strict=True):
+        for data_sets in self._prompts.values():
+            for prompts in data_sets:
                 for prompt in prompts:
-                    try:
-                        check(prompt.answer)
-                    except ValueError as error:
-                        raise UserError(
-                            f"data set {prompt.source}, row {prompt.row} of {source.path!r} (counting from 0), "
-                            f"prompt {prompt.question[:80]!r}: {error}"
-                        ) from None
+                    self._check_answers_of(prompt, check)
+
+    def _check_answers_of(self, prompt: Prompt, check: Callable[[str], None]) -> None:
+        try:
+            check(prompt.answer)
+        except ValueError as error:
+            raise UserError(
+                f"data set {prompt.source}, {prompt.place}, prompt {prompt.question[:80]!r}: {error}"
+            ) from None
+
+    def _option(self, group: str, index: int) -> str:
+        """Where a data set stands in the config: a single one to train on is no list."""
+        single = group == "train" and not self.train_is_list
+        return f"data.{group}" if single else f"data.{group}[{index}]"
 
     def train_dataloader(self) -> PromptStream:
         """The stream of training batches, where it was left."""
