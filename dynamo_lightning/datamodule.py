@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
 from jsonargparse import lazy_instance
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
@@ -18,6 +19,7 @@ from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
 from dynamo_lightning.allocation.records import Estimate
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
 from dynamo_lightning.allocation.statistics import PromptStatistics
+from dynamo_lightning.data.mixture import Mixture
 from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.data.stream import EvaluationStream, PromptStream
@@ -157,12 +159,18 @@ class RolloutDataModule(L.LightningDataModule):
         if source.template is None and source.system_prompt is None and not source.chat_template_kwargs:
             source = replace(source, template=self.template)
         loaded = load_prompts(source, tokenizer, self.max_prompt_length, option=option)
+        others = f", {loaded.num_other_part} problems of the other part left out" * bool(loaded.num_other_part)
         conflicts = f", {loaded.num_conflicting} rows with conflicting answers left out" * bool(loaded.num_conflicting)
         rank_zero_info(
             f"{option}: {len(loaded.prompts)} prompts of {loaded.num_rows} rows in {source.path} "
-            f"({loaded.num_merged} repeated rows merged{conflicts}, {loaded.num_too_long} prompts of more than "
+            f"({loaded.num_merged} repeated rows merged{conflicts}{others}, {loaded.num_too_long} prompts of more than "
             f"data.max_prompt_length={self.max_prompt_length} tokens left out)"
         )
+        if loaded.left_out_columns:
+            rank_zero_warn(
+                f"{option}: the columns {', '.join(loaded.left_out_columns)} of {source.path} have the names of every "
+                "reward's own arguments, so rewards do not get them: rename the columns to have them"
+            )
         return list(loaded.prompts)
 
     def longest_training_prompt(self) -> int:
@@ -179,7 +187,7 @@ class RolloutDataModule(L.LightningDataModule):
             for index, prompts in enumerate(data_sets):
                 check_columns(reward, prompts, self._option(group, index))
                 for prompt in prompts:
-                    self._check_answers_of(prompt, lambda _, prompt=prompt: check_answer(reward, prompt))
+                    self._name_place(prompt, partial(check_answer, reward, prompt))
 
     def check_answers(self, check: Callable[[str], None]) -> None:
         """Call `check` on every reference answer that is loaded, so that a bad one is found before any training.
@@ -193,11 +201,11 @@ class RolloutDataModule(L.LightningDataModule):
         for data_sets in self._prompts.values():
             for prompts in data_sets:
                 for prompt in prompts:
-                    self._check_answers_of(prompt, check)
+                    self._name_place(prompt, partial(check, prompt.answer))
 
-    def _check_answers_of(self, prompt: Prompt, check: Callable[[str], None]) -> None:
+    def _name_place(self, prompt: Prompt, check: Callable[[], None]) -> None:
         try:
-            check(prompt.answer)
+            check()
         except ValueError as error:
             raise UserError(
                 f"data set {prompt.source}, {prompt.place}, prompt {prompt.question[:80]!r}: {error}"
@@ -211,13 +219,15 @@ class RolloutDataModule(L.LightningDataModule):
     def train_dataloader(self) -> PromptStream:
         """The stream of training batches, where it was left."""
         if self._stream is None:
-            prompts = self._prompts["train"][0]
+            data_sets = self._prompts["train"]
+            weights = [source.weight for source in self.sources["train"]]
             self._stream = PromptStream(
-                prompts,
+                [prompt for prompts in data_sets for prompt in prompts],
                 self.prompts_per_batch,
                 seed=run_seed(),
                 make_batch=self._training_batch,
                 drop_last=self.drop_last,
+                mixture=Mixture([len(prompts) for prompts in data_sets], weights),
             )
             if self._restored_position is not None:
                 self._stream.load_state_dict(self._restored_position)

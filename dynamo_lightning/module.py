@@ -73,8 +73,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         policy: How the model is loaded.
         generator: What samples the responses.
         sampling: How responses are sampled.
-        reward: What verifies the responses: a reward; from Python also a function `(prompt, response, answer, **columns)
-            -> float` of a module, or a list of rewards and functions, which are added.
+        reward: What verifies the responses: a reward; from Python also a function of a module, `(prompt, response,
+            answer, **columns) -> float`, or a list of rewards and functions, which are added.
         scoring: The processes in which rewards are computed.
         loss: The policy loss.
         updates: How a batch of rollouts is learnt from.
