@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from dynamo_lightning.distributed import gather_objects, rank, run_seed, world_size
+from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.policy.packing import balance
+from dynamo_lightning.rewards.group_scoring import score_complete_groups
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
 from dynamo_lightning.rollout.ahead import RolloutsAhead
 from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.training_metrics import failure_metrics
-from dynamo_lightning.types import Collected, Outcome, PromptBatch, Rollout
+from dynamo_lightning.types import Collected, Outcome, PromptBatch, Rollout, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -123,6 +124,8 @@ class RolloutCollector:
         policy.eval()
         num_own = len(requests) - num_filled_up
         rollouts: dict[int, Rollout] = {}
+        self.scorer.tokenizer = tokenizer
+        self.scorer.watch.expect(len(chosen))
         for positions in self.generator.batches(requests):
             sampled = self.generator.generate(
                 policy,
@@ -132,7 +135,8 @@ class RolloutCollector:
                 temperature=temperature,
             )
             rollouts.update(zip(positions, sampled, strict=True))
-            self.scorer.submit([rollouts[position] for position in positions if position < num_own])
+            if not self.scorer.reward.needs_group:  # a group is scored when it is complete
+                self.scorer.submit([rollouts[position] for position in positions if position < num_own])
         return [rollouts[position] for position in range(num_own)], rollouts[0]
 
     def score(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> tuple[Outcome, ...]:
@@ -143,7 +147,7 @@ class RolloutCollector:
         """
         own = [
             Outcome(rollout.prompt.prompt_id, rollout.sample_index, score, len(rollout.token_ids), rollout.truncated)
-            for rollout, score in zip(rollouts, self.scorer.score(rollouts), strict=True)
+            for rollout, score in zip(rollouts, self._scores(batch, rollouts), strict=True)
         ]
         position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
         outcomes = sorted(gather_objects(own), key=lambda o: (position[o.prompt_id], o.sample_index))
@@ -153,6 +157,19 @@ class RolloutCollector:
             rank_zero_warn(f"{len(failed)} of {len(scores)} rewards failed, the first by {failed[0].message}")
         check_failure_share(scores, self.scorer.config.max_failure_share)
         return tuple(outcomes)
+
+    def _scores(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> list[Score]:
+        """The scores of this rank's rollouts; an error of any rank is raised on all, which would wait for it."""
+        self.scorer.watch.expect(sum(batch.group_sizes))  # of rollouts that were sampled earlier
+        if self.scorer.reward.needs_group:
+            return score_complete_groups(self.scorer, rollouts)
+        scores, message = [], ""
+        try:
+            scores = self.scorer.score(rollouts)
+        except RunError as error:
+            message = str(error)
+        stop_together(message)
+        return scores
 
     def without_dropped(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
         """The outcomes that count: with `model.scoring.failure_score: drop`, those whose reward did not fail."""

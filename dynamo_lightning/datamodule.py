@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -18,12 +19,15 @@ from dynamo_lightning.allocation.allocator import Allocator
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
+from dynamo_lightning.data.mixture import Mixture
 from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.data.stream import EvaluationStream, PromptStream
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
+from dynamo_lightning.rewards.columns import check_answer, check_columns
+from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.types import GroupPlan, Outcome, Prompt, PromptBatch
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ class RolloutDataModule(L.LightningDataModule):
     Every rank gets the same batch: a `DistributedSampler` has no place here, the module spreads the rollouts instead.
 
     Args:
-        train: Prompts to train on.
+        train: Prompts to train on: a data set, or a list of them that are mixed by their `weight`.
         val: Prompts that `fit` and `validate` evaluate, any number of data sets.
         test: Prompts that `test` evaluates.
         predict: Prompts that `predict` answers.
@@ -63,7 +67,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: PromptSource | None = None,
+        train: PromptSource | list[PromptSource] | None = None,
         val: list[PromptSource] | None = None,
         test: list[PromptSource] | None = None,
         predict: list[PromptSource] | None = None,
@@ -96,8 +100,9 @@ class RolloutDataModule(L.LightningDataModule):
         ):
             if value < 1:
                 raise UserError(f"data.{option} must be at least 1, got {value}")
+        self.train_is_list = isinstance(train, list)
         self.sources = {
-            "train": [train] if train is not None else [],
+            "train": train if isinstance(train, list) else [train] if train is not None else [],
             "val": val or [],
             "test": test or [],
             "predict": predict or [],
@@ -143,8 +148,7 @@ class RolloutDataModule(L.LightningDataModule):
             tokenizer = load_tokenizer(self.tokenizer_name, self.tokenizer_config)
             loaded = []
             for index, source in enumerate(self.sources[group]):
-                option = f"data.{group}" if group == "train" else f"data.{group}[{index}]"
-                loaded.append(self._load(source, tokenizer, option))
+                loaded.append(self._load(source, tokenizer, self._option(group, index)))
             self._prompts[group] = loaded
 
     def _load(self, source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> list[Prompt]:
@@ -152,49 +156,76 @@ class RolloutDataModule(L.LightningDataModule):
         if source.template is None and source.system_prompt is None and not source.chat_template_kwargs:
             source = replace(source, template=self.template)
         loaded = load_prompts(source, tokenizer, self.max_prompt_length, option=option)
+        others = f", {loaded.num_other_part} problems of the other part left out" * bool(loaded.num_other_part)
         conflicts = f", {loaded.num_conflicting} rows with conflicting answers left out" * bool(loaded.num_conflicting)
         rank_zero_info(
             f"{option}: {len(loaded.prompts)} prompts of {loaded.num_rows} rows in {source.path} "
-            f"({loaded.num_merged} repeated rows merged{conflicts}, {loaded.num_too_long} prompts of more than "
+            f"({loaded.num_merged} repeated rows merged{conflicts}{others}, {loaded.num_too_long} prompts of more than "
             f"data.max_prompt_length={self.max_prompt_length} tokens left out)"
         )
+        if loaded.left_out_columns:
+            rank_zero_warn(
+                f"{option}: the columns {', '.join(loaded.left_out_columns)} of {source.path} have the names of every "
+                "reward's own arguments, so rewards do not get them: rename the columns to have them"
+            )
         return list(loaded.prompts)
 
     def longest_training_prompt(self) -> int:
         """Tokens of the longest prompt to train on."""
         return max(len(prompt.token_ids) for prompts in self._prompts["train"] for prompt in prompts)
 
-    def check_answers(self, check: Any) -> None:
+    def check_reward(self, reward: Reward) -> None:
+        """Compare the reward with all data that are loaded, so that what cannot work is found before any training.
+
+        Raises:
+            UserError: If the reward needs a column that a data set lacks, or could never match a reference answer.
+        """
+        for group, data_sets in self._prompts.items():
+            for index, prompts in enumerate(data_sets):
+                check_columns(reward, prompts, self._option(group, index))
+                for prompt in prompts:
+                    self._name_place(prompt, partial(check_answer, reward, prompt))
+
+    def check_answers(self, check: Callable[[str], None]) -> None:
         """Call `check` on every reference answer that is loaded, so that a bad one is found before any training.
 
         Args:
             check: Raises `ValueError` for an answer that the reward could never match.
 
         Raises:
-            UserError: Naming the file, the row and the prompt.
+            UserError: Naming the file, the line and the prompt.
         """
-        for group, data_sets in self._prompts.items():
-            for source, prompts in zip(self.sources[group], data_sets, strict=True):
+        for data_sets in self._prompts.values():
+            for prompts in data_sets:
                 for prompt in prompts:
-                    try:
-                        check(prompt.answer)
-                    except ValueError as error:
-                        raise UserError(
-                            f"data set {prompt.source}, row {prompt.row} of {source.path!r} (counting from 0), "
-                            f"prompt {prompt.question[:80]!r}: {error}"
-                        ) from None
+                    self._name_place(prompt, partial(check, prompt.answer))
+
+    def _name_place(self, prompt: Prompt, check: Callable[[], None]) -> None:
+        try:
+            check()
+        except ValueError as error:
+            raise UserError(
+                f"data set {prompt.source}, {prompt.place}, prompt {prompt.question[:80]!r}: {error}"
+            ) from None
+
+    def _option(self, group: str, index: int) -> str:
+        """Where a data set stands in the config: a single one to train on is no list."""
+        single = group == "train" and not self.train_is_list
+        return f"data.{group}" if single else f"data.{group}[{index}]"
 
     def train_dataloader(self) -> PromptStream:
         """The stream of training batches, where it was left."""
         if self._stream is None:
-            prompts = self._prompts["train"][0]
+            data_sets = self._prompts["train"]
+            weights = [source.weight for source in self.sources["train"]]
             self._stream = PromptStream(
-                prompts,
+                [prompt for prompts in data_sets for prompt in prompts],
                 self.prompts_per_batch,
                 seed=run_seed(),
                 make_batch=self._training_batch,
                 drop_last=self.drop_last,
                 overfit_batches=getattr(self.trainer, "overfit_batches", 0),
+                mixture=Mixture([len(prompts) for prompts in data_sets], weights),
             )
             if self._restored_position is not None:
                 self._stream.load_state_dict(self._restored_position)

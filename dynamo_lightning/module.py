@@ -36,8 +36,8 @@ from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_toke
 from dynamo_lightning.policy.lora import without_adapters
 from dynamo_lightning.policy.reading import set_token_layout
 from dynamo_lightning.policy.sharding import shard_policy
+from dynamo_lightning.rewards.combined import RewardLike, as_reward
 from dynamo_lightning.rewards.math import MathReward
-from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
@@ -77,7 +77,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         policy: How the model is loaded.
         generator: What samples the responses.
         sampling: How responses are sampled.
-        reward: What verifies the responses.
+        reward: What verifies the responses: a reward; from Python also a function of a module, `(prompt, response,
+            answer, **columns) -> float`, or a list of rewards and functions, which are added.
         scoring: The processes in which rewards are computed.
         loss: The policy loss.
         updates: How a batch of rollouts is learnt from.
@@ -99,7 +100,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         policy: PolicyConfig = PolicyConfig(),
         generator: Generator = lazy_instance(TransformersGenerator),
         sampling: SamplingConfig = SamplingConfig(),
-        reward: Reward = lazy_instance(MathReward),
+        reward: RewardLike = lazy_instance(MathReward),
         scoring: ScoringConfig = ScoringConfig(),
         loss: PolicyLoss = PolicyLoss(),
         updates: UpdateConfig = UpdateConfig(),
@@ -129,8 +130,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.model_name = model_name
         self.policy_config = policy
         self.sampling = sampling
-        self.reward = reward
-        scorer = RewardScorer(reward, scoring, sampling.max_response_length)
+        self.reward = as_reward(reward)
+        scorer = RewardScorer(self.reward, scoring, sampling.max_response_length)
         passes = passes_per_rollout(loss, updates, generator.separate_engine)
         self.collector = RolloutCollector(generator, scorer, sampling, passes, dynamic_sampling)
         self.optimizer_offload = OptimizerOffload()
@@ -191,7 +192,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         if stage == "fit":
             self.check_fit_options()
         self.collector.scorer.start()
-        self.datamodule.check_answers(self.reward.check_answer)
+        self.datamodule.check_reward(self.reward)
         num_samples = self.datamodule.eval_rollouts_per_prompt
         for option, ks in (
             ("model.pass_at_k", self.pass_at_k),

@@ -35,6 +35,10 @@ class Prompt:
     """Number of identical rows that were merged into this prompt."""
     row: int = 0
     """Row of the data set, counting from 0; of merged rows the first."""
+    place: str = ""
+    """Where the row is, for messages: the file and its line, counting from 1."""
+    answers: tuple[str, ...] = ()
+    """All accepted reference answers if there are several, `answer` being the first; empty otherwise."""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dynamo_lightning.data.problems import Messages, Problem, merge_rows, question_of
+from dynamo_lightning.data.rendering import tokenize
 from dynamo_lightning.data.rows import read_rows, without_column
 from dynamo_lightning.data.source import PromptSource, check_settings
 from dynamo_lightning.data.templates import resolve_template
@@ -24,7 +23,7 @@ from dynamo_lightning.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REWARD_ARGUMENTS = ("prompt", "response", "answer")
+REWARD_ARGUMENTS = ("prompt", "response", "answer", "self")
 """Columns of these names would collide with a reward's own arguments; they are not handed to it a second time."""
 
 
@@ -44,10 +43,14 @@ class PromptSet:
     """Prompts left out because they have more tokens than allowed."""
     source: str
     """Name of the source."""
+    num_other_part: int = 0
+    """Problems left out because they belong to the other part of `held_out`."""
+    left_out_columns: tuple[str, ...] = ()
+    """Columns that rewards do not get, as they have the names of their arguments."""
 
 
-def prompt_id(source: str, prompt: str | Messages, answer: str) -> int:
-    """Return the stable 63-bit id of a problem: a hash of source name, problem (or messages) and answer."""
+def prompt_id(source: str, prompt: str | Messages, answer: str | list[str]) -> int:
+    """Return the stable 63-bit id of a problem: a hash of source name, problem (or messages) and answer(s)."""
     key = json.dumps([source, prompt, answer], sort_keys=True, ensure_ascii=False)
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -74,28 +77,40 @@ def load_prompts(
     """
     source = replace(source, template=resolve_template(source.template, f"{option}.template"))
     check_settings(source, tokenizer, option)
-    rows = read_rows(source.path, source.subset, source.split, option)
+    rows = read_rows(source.path, source.subset, source.split, option, source.prompt_column)
     problems, num_rows, num_conflicting = merge_rows(rows, source, option)
     num_merged = sum(problem.count - 1 for problem in problems)
+    num_problems = len(problems)
+    problems = part_of(problems, source)
+    if not problems:
+        raise UserError(
+            f"{option}.part={source.part}: none of the {num_problems} problems of {source.path!r} is in this part of "
+            f"{option}.held_out={source.held_out:g}"
+        )
+    num_other_part = num_problems - len(problems)
     problems = problems[: source.max_prompts]
     label, prompts, shortest = source.label, [], math.inf
+    left_out: set[str] = set()
     known_tokens: dict[int, int] = {}  # one int object per token id instead of one per token: a third of the memory
-    for problem, text, token_ids in _tokenize(problems, source, tokenizer, option):
+    for problem, text, token_ids in tokenize(problems, source, tokenizer, option):
         shortest = min(shortest, len(token_ids))
         if len(token_ids) > max_prompt_length:
             continue
         columns = without_column(without_column(problem.row, source.prompt_column), source.answer_column)
+        left_out.update(columns.keys() & REWARD_ARGUMENTS)
         prompts.append(
             Prompt(
                 prompt_id=prompt_id(label, problem.prompt, problem.answer),
                 question=question_of(problem.prompt),
                 text=text,
                 token_ids=tuple(map(known_tokens.setdefault, token_ids, token_ids)),
-                answer=problem.answer,
+                answer=problem.answers[0],
                 source=label,
                 columns={key: value for key, value in columns.items() if key not in REWARD_ARGUMENTS},
                 count=problem.count,
-                row=problem.row_number,
+                row=problem.row_index,
+                place=str(problem.place),
+                answers=problem.answers if len(problem.answers) > 1 else (),
             )
         )
     if not prompts:
@@ -104,46 +119,22 @@ def load_prompts(
             f"data.max_prompt_length={max_prompt_length} tokens, the shortest has {shortest}"
         )
     assert len({prompt.prompt_id for prompt in prompts}) == len(prompts), "two prompts with one 63-bit hash"
-    return PromptSet(tuple(prompts), num_rows, num_merged, num_conflicting, len(problems) - len(prompts), label)
+    num_too_long = len(problems) - len(prompts)
+    columns_left_out = tuple(sorted(left_out))
+    return PromptSet(
+        tuple(prompts), num_rows, num_merged, num_conflicting, num_too_long, label, num_other_part, columns_left_out
+    )
 
 
-def _tokenize(
-    problems: list[Problem], source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str
-) -> Iterator[tuple[Problem, str, list[int]]]:
-    """Yield each problem with its text and token ids; a thousand at a time, for fast tokenizers run in parallel."""
-    for start in range(0, len(problems), 1000):
-        chunk = problems[start : start + 1000]
-        texts = [_render(problem, source, tokenizer, option) for problem in chunk]
-        encoded = tokenizer(texts, add_special_tokens=source.template is not None, return_attention_mask=False)
-        yield from zip(chunk, texts, encoded["input_ids"], strict=True)
+def part_of(problems: list[Problem], source: PromptSource) -> list[Problem]:
+    """The problems of the part that a source is, of the two that its `held_out` makes."""
+    if not source.held_out:
+        return problems
+    wanted = source.part == "held_out"
+    return [problem for problem in problems if is_held_out(problem.prompt, source.held_out) == wanted]
 
 
-def _render(problem: Problem, source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> str:
-    """Return what the policy reads."""
-    prompt = problem.prompt
-    if source.template is not None:
-        if not isinstance(prompt, str) and [message["role"] for message in prompt] != ["user"]:
-            raise UserError(
-                f"{option}.template={source.template!r} has a place for one message, but row {problem.row_number} of "
-                f"{source.path!r} (counting from 0) has {len(prompt)}: use null, the tokenizer's chat template"
-            )
-        # One pass, for the problem may contain the words `{system_prompt}`; no str.format, for LaTeX is full of braces.
-        values = {"{prompt}": question_of(prompt), "{system_prompt}": source.system_prompt or ""}
-        return re.sub(r"\{prompt\}|\{system_prompt\}", lambda match: values[match[0]], source.template)
-    from jinja2 import TemplateError
-
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if source.system_prompt is not None:
-        others = [message for message in messages if message["role"] != "system"]
-        messages = [{"role": "system", "content": source.system_prompt}, *others]
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **source.chat_template_kwargs
-        )
-    except TemplateError as error:
-        raise UserError(
-            f"{option}.template: the tokenizer's chat template refuses row {problem.row_number} of {source.path!r} "
-            f"(counting from 0): {error}"
-        ) from error
-    assert isinstance(text, str)
-    return text
+def is_held_out(prompt: str | Messages, share: float) -> bool:
+    """Whether a problem belongs to the share that is held out: by its question alone, wherever it comes from."""
+    digest = hashlib.blake2b(b"held out " + question_of(prompt).strip().encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64

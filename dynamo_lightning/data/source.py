@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,17 +23,29 @@ class PromptSource:
     """A data set and how to make prompts of it."""
 
     path: str
-    """Hub id, local `.jsonl`, `.json`, `.csv` or `.parquet` file, or `embedded:` and a file inside the package."""
+    """Hub id; local file (`.jsonl`, `.json`, `.csv`, `.tsv`, all also `.gz`; `.parquet`), folder, or pattern such as
+    `data/*.jsonl`; or `embedded:` and a file inside the package."""
     name: str | None = None
-    """Name in metrics and part of every prompt's id; null takes the file's stem or the last part of the hub id."""
+    """Name in metrics and part of every prompt's id; null takes the file's stem, the last part of the hub id, or the
+    folder's name."""
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
-    """Split of a hub data set; may be a slice such as `train[:1000]`."""
+    """Split of a folder or hub data set; of these and of files also a slice of the rows, such as `train[:1000]`,
+    `train[:-100]`, `train[-10%:]`."""
+    weight: float = 1.0
+    """Of a data set in a list to train on: how often each of its prompts comes in an epoch, on average. 2 is twice, 0.5
+    half of the prompts, drawn anew for each epoch."""
+    held_out: float = 0.0
+    """Share of the problems to hold out, from 0 to below 1. A hash of the problem decides: the same problems in every
+    run, file and order of rows, so two data sets with the same share and different `part` have no problem in common."""
+    part: Literal["train", "held_out"] = "train"
+    """Which of the two parts that `held_out` makes this data set is."""
     prompt_column: str = "prompt"
     """Column with the problem: a string, or a list of chat messages; dots lead into nested columns."""
     answer_column: str = "answer"
-    """Column with the reference answer; dots lead into nested columns, as in `reward_model.ground_truth`."""
+    """Column with the reference answer; dots lead into nested columns, as in `reward_model.ground_truth`. A list holds
+    several answers, each of them right."""
     prompt_pattern: str | None = None
     """Regular expression whose first group is the problem within its column, for data sets that wrap it in
     instructions; null takes all of it."""
@@ -57,14 +70,26 @@ class PromptSource:
     @property
     def label(self) -> str:
         """`name`, or what stands for it."""
+        if self.name:
+            return self.name
         file = Path(self.path)
-        return self.name or (file.stem if file.suffix in LOCAL_SUFFIXES else file.name)
+        if any(mark in file.name for mark in "*?["):  # a pattern: the last folder that has none
+            plain = [part for part in file.parts[:-1] if not any(mark in part for mark in "*?[") and part not in "./~"]
+            return plain[-1] if plain else "data"
+        name = file.name.removesuffix(".gz")
+        return Path(name).stem if Path(name).suffix in LOCAL_SUFFIXES else name
 
 
 def check_settings(source: PromptSource, tokenizer: PreTrainedTokenizerBase, option: str) -> None:
     """Raise a ValueError if settings contradict each other or the tokenizer."""
     if source.max_prompts is not None and source.max_prompts < 1:
         raise UserError(f"{option}.max_prompts={source.max_prompts} must be at least 1, or null for all")
+    if not (source.weight > 0 and math.isfinite(source.weight)):
+        raise UserError(f"{option}.weight={source.weight} must be above 0; leave the data set out instead of 0")
+    if not 0 <= source.held_out < 1:
+        raise UserError(f"{option}.held_out={source.held_out} must be from 0 to below 1")
+    if source.part == "held_out" and not source.held_out:
+        raise UserError(f"{option}.part: held_out needs {option}.held_out, the share to hold out, such as 0.1")
     for name, pattern in (("prompt_pattern", source.prompt_pattern), ("answer_pattern", source.answer_pattern)):
         if pattern is not None and (name, pattern) != ("answer_pattern", BOXED):
             _check_pattern(pattern, f"{option}.{name}={pattern!r}")

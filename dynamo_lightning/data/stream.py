@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamo_lightning.data.mixture import Mixture
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Prompt, PromptBatch
 
 
 class PromptStream:
-    """Batches of prompts in a new random order in each epoch, every prompt once.
+    """Batches of prompts in a new random order in each pass, every prompt once; or as often as a mixture says.
+
+    An epoch is a pass; with weights above 1 it is several, see `Mixture`. Batches end where a pass ends, so that no
+    batch has a prompt twice.
 
     Each `iter()` yields what is left of the current epoch, or the whole next one if nothing is. The position moves on
     *before* a batch is yielded, so a checkpoint written while the batch is trained on says where to go on.
@@ -31,9 +35,11 @@ class PromptStream:
         prompts_per_batch: Prompts of one RL iteration, over all ranks.
         seed: Seed of the permutations, at least 0; epoch `e` is permuted by `(seed, e)`.
         make_batch: Called with the iteration number and the prompts of a batch when the batch is due.
-        drop_last: Whether a last batch with fewer prompts is dropped.
         overfit_batches: Lightning's option of that name: the first so many batches (or that share of them) are yielded
             in every epoch; 0 switches it off.
+        drop_last: Whether the last batch of a pass is dropped if it has fewer prompts.
+        mixture: How often the prompts of several data sets come, which follow each other in `prompts`; by default every
+            prompt comes once in a pass.
 
     Raises:
         UserError: If there is no prompt, no full batch under `drop_last`, or an argument is out of range.
@@ -47,12 +53,15 @@ class PromptStream:
         make_batch: Callable[[int, Sequence[Prompt]], PromptBatch],
         drop_last: bool = False,
         overfit_batches: int | float = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         if prompts_per_batch < 1 or seed < 0:
             raise UserError(f"data.prompts_per_batch={prompts_per_batch} must be at least 1, seed={seed} at least 0")
-        if len(prompts) < (prompts_per_batch if drop_last else 1):
+        self.mixture = mixture or Mixture([len(prompts)], [1.0]) if prompts else None
+        smallest = min(self.mixture.pass_sizes) if self.mixture is not None else 0
+        if smallest < (prompts_per_batch if drop_last else 1):
             raise UserError(
-                f"{len(prompts)} prompts do not fill one batch of data.prompts_per_batch={prompts_per_batch}"
+                f"{smallest} prompts do not fill one batch of data.prompts_per_batch={prompts_per_batch}"
                 + (" (data.drop_last is true)" if drop_last else "")
             )
         self.prompts = prompts
@@ -73,8 +82,9 @@ class PromptStream:
 
     def __len__(self) -> int:
         """Return the number of batches of a full epoch."""
-        full, rest = divmod(len(self.prompts), self.prompts_per_batch)
-        return full + (1 if rest and not self.drop_last else 0)
+        assert self.mixture is not None
+        per_batch = self.prompts_per_batch
+        return sum(size // per_batch if self.drop_last else -(-size // per_batch) for size in self.mixture.pass_sizes)
 
     def __iter__(self) -> Iterator[PromptBatch]:
         """Yield the remaining batches of this epoch, or those of the next one if none remains."""
@@ -120,10 +130,12 @@ class PromptStream:
         self.epoch, self.position, self.step, self.iteration = (state_dict[key] for key in place)
 
     def _order(self) -> NDArray[np.int64]:
-        """Return this epoch's permutation, `[num_prompts]`."""
+        """Return the order of this pass, positions in `prompts`, `[num_prompts of the pass]`."""
         if self._permutation is None or self._permutation[0] != self.epoch:
+            assert self.mixture is not None
+            members = self.mixture.members(self.seed, self.epoch)
             generator = np.random.default_rng([self.seed, self.epoch])
-            self._permutation = (self.epoch, generator.permutation(len(self.prompts)))
+            self._permutation = (self.epoch, members[generator.permutation(len(members))])
         return self._permutation[1]
 
     def _num_repeated(self) -> int:
@@ -132,8 +144,8 @@ class PromptStream:
         return share if isinstance(share, int) else int(len(self) * share)
 
     def _has_batch(self) -> bool:
-        """Return whether this epoch has another batch."""
-        return len(self.prompts) - self.position >= (self.prompts_per_batch if self.drop_last else 1)
+        """Return whether this pass has another batch."""
+        return len(self._order()) - self.position >= (self.prompts_per_batch if self.drop_last else 1)
 
 
 class EvaluationStream:

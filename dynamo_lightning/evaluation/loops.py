@@ -142,6 +142,10 @@ class EvaluationLoops(L.LightningModule):
     def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sample, score and keep the responses to one batch of a benchmark that are not there yet."""
         missing = self.benchmark_run.missing(batch)
+        if self.reward.needs_group:  # it must see the responses again that are kept already
+            again = {prompt_id for prompt_id, _ in missing}
+            sizes = zip(batch.prompts, batch.group_sizes, strict=True)
+            missing = {(p.prompt_id, i) for p, size in sizes if p.prompt_id in again for i in range(size)}
         if missing:
             rollouts = self.answer(batch, missing)
             self.benchmark_run.add(batch, rollouts, self.collector.score(batch, rollouts))

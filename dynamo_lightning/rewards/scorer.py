@@ -13,14 +13,22 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from dynamo_lightning.errors import RunError, UserError
-from dynamo_lightning.rewards.reward import Reward
+from dynamo_lightning.rewards.combined import RewardLike, as_reward
+from dynamo_lightning.rewards.failures import FailureWatch, check_failure_share
+from dynamo_lightning.rewards.picklable import pickle_reward
+from dynamo_lightning.rewards.reward import columns_on_request, describe_reward
 from dynamo_lightning.rewards.worker import Item, ItemResult, initialize, score_items
 from dynamo_lightning.types import Rollout, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["RewardScorer", "ScoringConfig", "check_failure_share"]
 
 _MAX_CHUNK_SIZE = 64  # items in one message to a worker: a message takes about a millisecond, a cached item 10 µs
 _CHUNK_SECONDS = 0.5  # a worker starts no further item of a chunk after this time
@@ -36,9 +44,10 @@ class ScoringConfig:
     time_limit: float = 5.0
     """Wall-clock seconds for the reward of one rollout; a worker that takes longer is killed and replaced."""
     failure_score: float | Literal["drop"] = 0.0
-    """Reward of a rollout whose reward timed out or crashed; `drop` takes the rollout out of the batch instead."""
+    """Reward of a rollout whose reward timed out or crashed, or to which no reward applies; `drop` takes the rollout
+    out of the batch instead."""
     max_failure_share: float = 0.05
-    """Share of the global batch that may fail; training stops with an error above it."""
+    """Share of the global batch that may fail; training stops with an error above it, as soon as that is certain."""
     memory_limit_gb: float | None = 4.0
     """Memory in GiB that a worker may take beyond what it has when warm (Linux only); null for no limit."""
 
@@ -56,6 +65,14 @@ class ScoringConfig:
             raise UserError(f"model.scoring.memory_limit_gb must be above 0 GiB or null, got {self.memory_limit_gb}")
 
 
+class _Task(NamedTuple):
+    """An item on its way to a worker."""
+
+    item: bytes
+    """Pickled."""
+    num_responses: int
+
+
 class RewardScorer:
     """Computes rewards in a pool of processes, with a wall-clock limit for each rollout.
 
@@ -65,15 +82,21 @@ class RewardScorer:
     Rollouts can be submitted while others are still sampled; `score` then waits for what is left.
 
     Args:
-        reward: What to compute; it is pickled once for each worker.
+        reward: What to compute, see `as_reward`; it is pickled once for each worker.
         config: Limits, and what a failure is worth.
         max_response_length: Length limit of responses, tokens. Rewards get it as a column, beside `response_length`.
     """
 
-    def __init__(self, reward: Reward, config: ScoringConfig, max_response_length: int | None = None) -> None:
-        self.reward = reward
+    def __init__(self, reward: RewardLike, config: ScoringConfig, max_response_length: int | None = None) -> None:
+        self.reward = as_reward(reward)
         self.config = config
         self.max_response_length = max_response_length
+        self.asked_columns = columns_on_request(self.reward)
+        self.watch = FailureWatch(
+            describe_reward(self.reward), config.time_limit, config.max_failure_share, config.num_workers
+        )
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        """Decodes responses with their special tokens, for rewards that ask for them."""
         self._pool: ProcessPool | None = None
         self._background = ThreadPoolExecutor(max_workers=1)
         self._submitted: list[tuple[Sequence[Rollout], Future[list[Score]]]] = []
@@ -92,7 +115,7 @@ class RewardScorer:
         if self._pool is not None and not self._pool.active:  # broken, perhaps between two calls
             self._stop_pool()
         if self._pool is None:
-            arguments = (pickle.dumps(self.reward), os.getpid(), self.config.memory_limit_gb)
+            arguments = (pickle_reward(self.reward), os.getpid(), self.config.memory_limit_gb)
             # Not fork: the training process has threads and CUDA. Spawned workers do not run a `python -m` main again.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPool(
@@ -114,13 +137,16 @@ class RewardScorer:
 
     def submit(self, rollouts: Sequence[Rollout]) -> None:
         """Begin to score rollouts whose scores the next `score` will be asked for."""
-        self._submitted.append((rollouts, self._background.submit(self._score, rollouts, self._closed)))
+        items = [self._item([rollout]) for rollout in rollouts]
+        self._submitted.append((rollouts, self._background.submit(self._score_each, items, self._closed)))
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """Return the score of each rollout, in order; a reward's failure is in its score, never raised.
 
         Raises:
-            RunError: If workers cannot be started.
+            RunError: If workers cannot be started; after `watch.expect`, also if it is certain that too many of the
+                batch fail.
+            UserError: If the reward cannot be sent to a worker.
             Exception: What `pickle` raises if a prompt's columns cannot be sent to a worker.
         """
         submitted, self._submitted = self._submitted, []
@@ -129,38 +155,85 @@ class RewardScorer:
             for earlier, future in submitted:
                 scores.update(zip(map(id, earlier), future.result(), strict=True))
             others = [rollout for rollout in rollouts if id(rollout) not in scores]
-            scores.update(zip(map(id, others), self._score(others, self._closed), strict=True))
+            items = [self._item([rollout]) for rollout in others]
+            scores.update(zip(map(id, others), self._score_each(items, self._closed), strict=True))
         except BaseException:  # also Ctrl-C: what is queued must not run any more
             self.close()
             raise
+        finally:
+            self.watch.reset()
         return [scores[id(rollout)] for rollout in rollouts]
 
-    def _score(self, rollouts: Sequence[Rollout], closed: threading.Event) -> list[Score]:
-        """`score`, without looking for what was submitted; ends in an error once `closed` is set."""
+    def score_groups(self, groups: Sequence[Sequence[Rollout]]) -> list[list[Score]]:
+        """Return the scores of whole groups, each of one prompt's rollouts; raises as `score` does."""
+        try:
+            return self._score([self._item(group, is_group=True) for group in groups], self._closed)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self.watch.reset()
+
+    def _score_each(self, items: list[Item], closed: threading.Event) -> list[Score]:
+        return [score for (score,) in self._score(items, closed)]
+
+    def _score(self, items: Sequence[Item], closed: threading.Event) -> list[list[Score]]:
+        """The scores of each item's responses; ends in an error once `closed` is set."""
         # Unpickled by the reward's own code path: a worker that failed to read a message would lose it silently.
-        items = [pickle.dumps(Item(r.prompt.question, r.text, r.prompt.answer, self._columns(r))) for r in rollouts]
-        scores: dict[int, Score] = {}
+        tasks = [_Task(pickle.dumps(item), len(item.responses)) for item in items]
+        scores: dict[int, list[Score]] = {}
         suspects: set[int] = set()  # to be scored alone
         num_broken = 0
-        while len(scores) < len(items):
+        while len(scores) < len(tasks):
             if closed.is_set():
                 raise CancelledError
             num_before = len(scores)
-            suspects, broken = self._score_once(items, scores, suspects)
+            suspects, broken = self._score_once(tasks, scores, suspects)
             num_broken = num_broken + 1 if broken and len(scores) == num_before else 0
             if num_broken == _MAX_BROKEN_POOLS:
                 raise RunError(
                     f"reward workers ended {num_broken} times in a row before they scored anything; if a script "
                     "starts training, its code must stand under `if __name__ == '__main__':`, as workers import it"
                 )
-        return [scores[index] for index in range(len(items))]
+        return [scores[index] for index in range(len(tasks))]
+
+    def _item(self, rollouts: Sequence[Rollout], is_group: bool = False) -> Item:
+        """What a worker needs to know of one rollout, or of the rollouts of a group."""
+        prompt = rollouts[0].prompt
+        answers = prompt.answers or (prompt.answer,)
+        columns = [self._columns(rollout) for rollout in rollouts]
+        return Item(prompt.question, [rollout.text for rollout in rollouts], answers, columns, is_group)
 
     def _columns(self, rollout: Rollout) -> dict[str, Any]:
-        """The row's other columns and the lengths in tokens, which a reward cannot see from the text."""
-        lengths = {"response_length": len(rollout.token_ids), "max_response_length": self.max_response_length}
-        return {**rollout.prompt.columns, **lengths}
+        """The row's other columns, and what a reward cannot see from the text: lengths in tokens, the data set."""
+        prompt = rollout.prompt
+        columns = {
+            "source": prompt.source,
+            **prompt.columns,
+            "dataset": prompt.source,
+            "response_length": len(rollout.token_ids),
+            "max_response_length": self.max_response_length,
+        }
+        if "answers" in self.asked_columns:
+            columns["answers"] = list(prompt.answers or (prompt.answer,))
+        if "prompt_text" in self.asked_columns:
+            columns["prompt_text"] = prompt.text
+        if "response_with_special_tokens" in self.asked_columns:
+            columns["response_with_special_tokens"] = self._with_special_tokens(rollout)
+        return columns
 
-    def _score_once(self, items: list[bytes], scores: dict[int, Score], suspects: set[int]) -> tuple[set[int], bool]:
+    def _with_special_tokens(self, rollout: Rollout) -> str:
+        """The response with its special tokens, but for the one that ended it."""
+        if self.tokenizer is None:
+            return rollout.text
+        token_ids = list(rollout.token_ids)
+        if not rollout.truncated and token_ids[-1] in self.tokenizer.all_special_ids:
+            token_ids.pop()
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
+
+    def _score_once(
+        self, tasks: list[_Task], scores: dict[int, list[Score]], suspects: set[int]
+    ) -> tuple[set[int], bool]:
         """Send everything that has no score yet to the pool once, and add what comes back to `scores`.
 
         Returns:
@@ -170,37 +243,53 @@ class RewardScorer:
         self.start()
         pool = self._pool  # `close` may take it away meanwhile
         assert pool is not None
-        for chunk, future in self._send(pool, items, scores, suspects):
+        sent = self._send(pool, tasks, scores, suspects)
+        for number, (chunk, future) in enumerate(sent):
             # Tasks still queued when a pool breaks never finish, so look up from time to time.
             while not future.done() and pool.active:
                 wait([future], timeout=1.0)
+            if future.cancelled():
+                continue
             error = future.exception() if future.done() else BrokenProcessPool()
             if error is None:
                 # Fewer results than items: the chunk's time was over, the others come next time.
-                scores.update(zip(chunk, map(self._to_score, future.result()), strict=False))
+                for index, results in zip(chunk, future.result(), strict=False):
+                    scores[index] = self._to_scores(results, tasks[index].num_responses)
+                    self.watch.add(scores[index])
             elif isinstance(error, TimeoutError | ProcessExpired) and len(chunk) == 1:
-                scores[chunk[0]] = self._to_failure(error)
+                if isinstance(error, TimeoutError):
+                    self.watch.overrun()
+                scores[chunk[0]] = [self._to_failure(error, tasks[chunk[0]])] * tasks[chunk[0]].num_responses
+                self.watch.add(scores[chunk[0]])
             elif isinstance(error, TimeoutError | ProcessExpired):
                 new_suspects.update(chunk)
+                if isinstance(error, TimeoutError):
+                    self.watch.overrun()
+                    if self.watch.none_in_time:
+                        # Perhaps everything hangs: find out with these, one by one, before the other chunks' time.
+                        for _, later in sent[number + self.config.num_workers :]:
+                            later.cancel()
             elif not isinstance(error, BrokenProcessPool):
                 raise error  # ours: a worker turns every exception of a reward into words
         if pool.active:
             return new_suspects, False
         # A worker ended while none was at work, as far as Pebble knows: any of the items may be the cause.
-        return {index for index in range(len(items)) if index not in scores}, True
+        return {index for index in range(len(tasks)) if index not in scores}, True
 
     def _send(
-        self, pool: ProcessPool, items: list[bytes], scores: dict[int, Score], suspects: set[int]
+        self, pool: ProcessPool, tasks: list[_Task], scores: dict[int, list[Score]], suspects: set[int]
     ) -> list[tuple[list[int], ProcessFuture]]:
-        """Schedule suspects one by one and the other items without score in chunks."""
-        others = [index for index in range(len(items)) if index not in scores and index not in suspects]
+        """Schedule suspects and groups one by one and the other items without score in chunks."""
+        todo = [index for index in range(len(tasks)) if index not in scores]
+        alone = [index for index in todo if index in suspects or tasks[index].num_responses > 1]
+        others = [index for index in todo if index not in suspects and tasks[index].num_responses == 1]
         size = max(1, min(_MAX_CHUNK_SIZE, len(others) // (4 * self.config.num_workers)))
-        chunks = [[index] for index in sorted(suspects)] + [others[i : i + size] for i in range(0, len(others), size)]
+        chunks = [[index] for index in alone] + [others[i : i + size] for i in range(0, len(others), size)]
         sent: list[tuple[list[int], ProcessFuture]] = []
         for chunk in chunks:
             # An item that starts within _CHUNK_SECONDS still has its whole time limit before the chunk's is over.
-            limit = self.config.time_limit + (_CHUNK_SECONDS if len(chunk) > 1 else 0.0)
-            arguments = ([items[index] for index in chunk], _CHUNK_SECONDS, limit)
+            limit = self.config.time_limit * tasks[chunk[0]].num_responses + _CHUNK_SECONDS * (len(chunk) > 1)
+            arguments = ([tasks[index].item for index in chunk], _CHUNK_SECONDS, limit)
             try:
                 sent.append((chunk, pool.schedule(score_items, args=arguments, timeout=limit)))
             except RuntimeError:
@@ -209,15 +298,21 @@ class RewardScorer:
                 break  # the pool broke meanwhile: the rest goes to the next one
         return sent
 
+    def _to_scores(self, results: list[ItemResult], num_responses: int) -> list[Score]:
+        """An item's scores; one result for all responses if the item could not even be read."""
+        return [self._to_score(result) for result in (results if len(results) > 1 else results * num_responses)]
+
     def _to_score(self, result: ItemResult) -> Score:
         if result.error is None:
             return Score(result.reward, result.components)
         return Score(self._failure_reward, {}, "crash", result.error)
 
-    def _to_failure(self, error: TimeoutError | ProcessExpired) -> Score:
+    def _to_failure(self, error: TimeoutError | ProcessExpired, task: _Task) -> Score:
         """Return the score of an item that overran or ended its worker."""
         if isinstance(error, TimeoutError):
             message = f"no reward within model.scoring.time_limit={self.config.time_limit:g} seconds"
+            if task.num_responses > 1:
+                message += f" for each of the group's {task.num_responses} responses"
             return Score(self._failure_reward, {}, "timeout", message)
         code = error.exitcode
         cause = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
@@ -227,24 +322,3 @@ class RewardScorer:
     def _failure_reward(self) -> float:
         """NaN marks a rollout to drop: it poisons whatever forgets to drop it."""
         return math.nan if self.config.failure_score == "drop" else self.config.failure_score
-
-
-def check_failure_share(scores: Sequence[Score], max_failure_share: float) -> None:
-    """Stop when the rewards of too many rollouts failed: `failures / rollouts > max_failure_share`.
-
-    Args:
-        scores: The whole global batch, failures included even if they are to be dropped.
-        max_failure_share: `ScoringConfig.max_failure_share`.
-
-    Raises:
-        RunError: With the counts and the first messages.
-    """
-    failures = [score for score in scores if score.failure is not None]
-    if failures and len(failures) / len(scores) > max_failure_share:
-        counts = {kind: sum(score.failure == kind for score in failures) for kind in ("timeout", "crash")}
-        messages = list(dict.fromkeys(score.message for score in failures))[:3]
-        raise RunError(
-            f"the rewards of {len(failures)} of {len(scores)} rollouts failed (timeout: {counts['timeout']}, "
-            f"crash: {counts['crash']}), a share of {len(failures) / len(scores):.3f}, above "
-            f"model.scoring.max_failure_share={max_failure_share:g}; first messages:\n  " + "\n  ".join(messages)
-        )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.rewards.combined import CombinedReward
 from dynamo_lightning.rewards.math import last_boxed
-from dynamo_lightning.rewards.reward import Reward
+from dynamo_lightning.rewards.reward import Components, Reward, without_arguments
 
 
 class FormatReward(Reward):
     r"""1 if the response has the wanted form, else 0.
+
+    A response begins where its prompt ends. Where the template already opens a tag, as those that end with `<think>`
+    do, the response is also tried with that tag before it; and where the tokenizer has special tokens, such as a
+    `</think>` that decoding leaves out, also with these: it has the form if one of these texts has.
 
     Args:
         pattern: Regular expression that the whole response must match, with `.` for line ends too, such as
@@ -21,6 +26,8 @@ class FormatReward(Reward):
     Raises:
         UserError: If the pattern is no regular expression.
     """
+
+    wants = frozenset({"prompt_text", "response_with_special_tokens"})
 
     def __init__(self, pattern: str | None = None) -> None:
         try:
@@ -33,7 +40,19 @@ class FormatReward(Reward):
         """Return 1.0 or 0.0."""
         if self._pattern is None:
             return float(last_boxed(response) is not None)
-        return float(self._pattern.fullmatch(response.strip()) is not None)
+        opened = opened_tag(columns.get("prompt_text", ""))
+        texts = [response, columns.get("response_with_special_tokens", response)]
+        candidates = dict.fromkeys(before + text for text in texts for before in ("", opened))
+        return float(any(self._pattern.fullmatch(text.strip()) for text in candidates))
+
+
+_OPENED_TAG = re.compile(r"(?:<(?![/|])[^<>\s]+>|<\|(?:START|begin)[^<>\s|]*\|>|\[[A-Z]+\])\s*\Z")
+
+
+def opened_tag(prompt_text: str) -> str:
+    """The tag that a prompt's text ends with, such as `<think>` and a line end; empty if it ends with none."""
+    match = _OPENED_TAG.search(prompt_text)
+    return match[0] if match else ""
 
 
 class LengthPenalty(Reward):
@@ -67,7 +86,7 @@ class LengthPenalty(Reward):
         return -min(1.0, max(0.0, (length - self.free_length) / (limit - self.free_length)))
 
 
-class OverlongShaping(Reward):
+class OverlongShaping(CombinedReward):
     """Adds DAPO's soft punishment of overlong responses to a reward (arXiv 2503.14476, section 3.4).
 
     With `L` the length limit and `C = buffer_share · L`, a response of `n` tokens gets `max(−1, min(0, (L − C − n)/C))`
@@ -106,16 +125,30 @@ class OverlongShaping(Reward):
         """The wrapped reward's name: it is still that reward, shaped."""
         return self.reward.name
 
-    def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
-        """Return the shaped reward."""
-        return self.total(self.components(prompt, response, answer, **columns))
+    @property
+    def parts(self) -> Sequence[Reward]:
+        """The wrapped reward."""
+        return (self.reward,)
 
     def components(self, prompt: str, response: str, answer: str, **columns: Any) -> dict[str, float]:
-        """Return the wrapped reward's components, and `overlong`."""
-        parts = self.reward.components(prompt, response, answer, **columns)
+        """Return the wrapped reward's components, and `overlong`; nothing if the wrapped reward does not apply."""
+        parts = self.reward.components(prompt, response, answer, **without_arguments(columns))
+        return self._shaped(parts, columns)
+
+    def group_components(
+        self, prompt: str, responses: Sequence[str], answer: str, columns: Sequence[Mapping[str, Any]]
+    ) -> list[Components]:
+        """See the base class."""
+        parts = self.reward.group_components(prompt, responses, answer, columns)
+        return [
+            part if isinstance(part, Exception) else self._shaped(part, own)
+            for part, own in zip(parts, columns, strict=True)
+        ]
+
+    def _shaped(self, parts: dict[str, float], columns: Mapping[str, Any]) -> dict[str, float]:
         if "overlong" in parts:
             raise UserError("the wrapped reward has a component called 'overlong' already: it is shaped twice")
-        return {**parts, "overlong": self.punishment(columns)}
+        return {**parts, "overlong": self.punishment(columns)} if parts else {}
 
     def total(self, components: Mapping[str, float]) -> float:
         """Return the wrapped reward's total plus the weighted punishment."""
@@ -131,18 +164,6 @@ class OverlongShaping(Reward):
         length, limit = _lengths("overlong shaping", columns, self.max_response_length)
         buffer = self.buffer_share * limit
         return max(-1.0, min(0.0, (limit - buffer - length) / buffer))
-
-    def check_answer(self, answer: str) -> None:
-        """Check the answer with the wrapped reward."""
-        self.reward.check_answer(answer)
-
-    def warm_up(self) -> None:
-        """Warm up the wrapped reward."""
-        self.reward.warm_up()
-
-    def free_memory(self) -> None:
-        """Empty the wrapped reward's caches."""
-        self.reward.free_memory()
 
 
 def _lengths(name: str, columns: Mapping[str, Any], max_response_length: int | None) -> tuple[int, int]:

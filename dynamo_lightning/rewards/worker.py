@@ -12,12 +12,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dynamo_lightning.errors import RunError
-from dynamo_lightning.rewards.reward import Reward
+from dynamo_lightning.rewards.calling import resolve, to_number
+from dynamo_lightning.rewards.reward import (
+    Components,
+    Reward,
+    columns_on_request,
+    describe_reward,
+    without_arguments,
+)
 
 MAX_MESSAGE_CHARACTERS = 500
 _PARENT_CHECK_SECONDS = 1.0
@@ -29,16 +35,20 @@ _free_memory_above: float = math.inf
 
 
 class Item(NamedTuple):
-    """One response to score, in plain types."""
+    """One response to score, or all responses of a group, in plain types."""
 
     prompt: str
-    response: str
-    answer: str
-    columns: Mapping[str, Any]
+    responses: Sequence[str]
+    """One, or those of a group, `[group_size]`."""
+    answers: Sequence[str]
+    """Every accepted reference answer, at least one."""
+    columns: Sequence[Mapping[str, Any]]
+    """Of each response, `[group_size]`."""
+    is_group: bool = False
 
 
 class ItemResult(NamedTuple):
-    """The reward of one item, or the exception that came instead of it."""
+    """The reward of one response, or the exception that came instead of it."""
 
     reward: float
     components: dict[str, float]
@@ -68,7 +78,7 @@ def initialize(pickled_reward: bytes, parent_pid: int, memory_limit_gb: float | 
         _limit_memory(int(memory_limit_gb * 2**30))
 
 
-def score_items(items: list[bytes], stop_after: float, alarm_after: float) -> list[ItemResult]:
+def score_items(items: list[bytes], stop_after: float, alarm_after: float) -> list[list[ItemResult]]:
     """Score pickled items in order.
 
     Args:
@@ -76,11 +86,14 @@ def score_items(items: list[bytes], stop_after: float, alarm_after: float) -> li
         stop_after: Seconds after which no further item is started: the result may be shorter than `items`.
         alarm_after: Seconds after which the parent kills this worker. A little later the kernel does, in case that the
             parent is gone and this worker deep in C code, where no Python thread of its own could notice.
+
+    Returns:
+        For each item that was started the results of its responses.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, alarm_after + _ALARM_GRACE_SECONDS)
     start = time.monotonic()
-    results: list[ItemResult] = []
+    results: list[list[ItemResult]] = []
     for item in items:
         if results and time.monotonic() - start > stop_after:
             break
@@ -93,33 +106,75 @@ def score_items(items: list[bytes], stop_after: float, alarm_after: float) -> li
     return results
 
 
-def _score_item(pickled_item: bytes) -> ItemResult:
-    """Compute and check one reward; any exception becomes a message."""
+def _score_item(pickled_item: bytes) -> list[ItemResult]:
+    """Compute and check the rewards of one item; any exception becomes a message."""
     try:
         item: Item = pickle.loads(pickled_item)
+    except BaseException as error:  # a column that cannot be unpickled here
+        return [ItemResult(math.nan, {}, _describe(error))]
+    try:
         if isinstance(_reward, Exception):
             raise RunError("the reward could not be set up") from _reward
-        raw = _reward.components(item.prompt, item.response, item.answer, **item.columns)
-        components = {name: _finite(name, value) for name, value in raw.items()}
-        return ItemResult(_finite("total", _reward.total(components)), components)
+        return best_of_answers(_reward, item)
     except BaseException as error:  # not only Exception: sys.exit() in a reward must not end the training process
-        return ItemResult(math.nan, {}, _describe(error))
+        return [ItemResult(math.nan, {}, _describe(error, item))] * len(item.responses)
 
 
-def _finite(name: str, value: object) -> float:
-    if isinstance(value, Real) and math.isfinite(value):
-        return float(value)
-    raise TypeError(f"reward {name!r} must be a finite number, got {value!r} of type {type(value).__name__}")
+def best_of_answers(reward: Reward, item: Item) -> list[ItemResult]:
+    """The results of an item's responses; with several accepted answers each response's best.
+
+    A reward that asks for the column `answers` is called once, with the first of them as `answer`.
+    """
+    answers = item.answers[:1] if "answers" in columns_on_request(reward) else item.answers
+    best = [ItemResult(math.nan, {}, "no answer")] * len(item.responses)
+    for number, answer in enumerate(answers):
+        for position, result in enumerate(_results(reward, item, answer)):
+            kept = best[position]
+            if number == 0 or result.error is not None or (kept.error is None and result.reward > kept.reward):
+                best[position] = result if number == 0 or kept.error is None else kept
+    return best
 
 
-def _describe(error: BaseException) -> str:
+def _results(reward: Reward, item: Item, answer: str) -> list[ItemResult]:
+    """The results of an item's responses against one reference answer."""
+    columns = [without_arguments(own) for own in item.columns]
+    parts: Sequence[Components]
+    if item.is_group:
+        parts = reward.group_components(item.prompt, item.responses, answer, columns)
+    else:
+        parts = [resolve(reward.components(item.prompt, item.responses[0], answer, **columns[0]))]
+    results = []
+    for part in parts:
+        if isinstance(part, Exception):
+            results.append(ItemResult(math.nan, {}, _describe(part, item)))
+            continue
+        numbers = {name: to_number(name, value) for name, value in part.items()}
+        components = {name: value for name, value in numbers.items() if value is not None}
+        if not components:
+            results.append(ItemResult(math.nan, {}, f"no reward applies: {describe_reward(reward)} returned None"))
+            continue
+        total = to_number("total", reward.total(components))
+        if total is None:
+            raise TypeError(f"total of {describe_reward(reward)} must be a finite number, got None")
+        results.append(ItemResult(total, components))
+    return results
+
+
+def _describe(error: BaseException, item: Item | None = None) -> str:
     """Return the exception with its cause and the line that raised it, in one line of limited length."""
-    message = "".join(traceback.format_exception_only(error)).strip()
+    message = " ".join("".join(traceback.format_exception_only(error)).split())
+    if item is not None and item.columns and isinstance(error, KeyError) and error.args and _may_be_column(error):
+        message += f"; the row's columns: {', '.join(sorted(map(str, item.columns[0])))}"
     if error.__cause__ is not None:
         return f"{message}: {_describe(error.__cause__)}"[:MAX_MESSAGE_CHARACTERS]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return message[: MAX_MESSAGE_CHARACTERS - len(place)] + place
+
+
+def _may_be_column(error: KeyError) -> bool:
+    """Whether a lookup may have failed for want of a column: by its name, or with the `None` that stood for it."""
+    return error.args[0] is None or str(error.args[0]).isidentifier()
 
 
 def _end_with_parent(parent_pid: int) -> None:
