@@ -308,9 +308,9 @@ def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list
     references = []
     for start in range(0, len(rollouts), scale.num_references):
         own = rollouts[start : start + scale.num_references]
-        distinct = {rollout.token_ids: rollout for rollout in own}
+        distinct = {tuple(rollout.token_ids.tolist()): rollout for rollout in own}
         row = {tokens: number for number, tokens in enumerate(distinct)}
-        index = np.array([row[rollout.token_ids] for rollout in own])
+        index = np.array([row[tuple(rollout.token_ids.tolist())] for rollout in own])
         references.append(Reference(list(distinct.values()), index, np.zeros(len(distinct))))
     scored = iter(scorer().score([response for reference in references for response in reference.responses]))
     for reference in references:

@@ -200,7 +200,8 @@ class VarianceReductionMonitor(Callback):
         """Projected score of every rollout of these prompts, on every rank: a prompt's rollouts are spread over all."""
         own = [rollout for rollout in record.rollouts if rollout.prompt.prompt_id in prompt_ids]
         prompt = record.batch.prompts[0]
-        spare = Rollout(prompt, 0, prompt.token_ids[-1:], (0.0,), "", False)  # never counts
+        # The filler never counts.
+        spare = Rollout(prompt, 0, np.array(prompt.token_ids[-1:]), np.zeros(1, dtype=np.float32), "", False)
         policy, was_training = pl_module.policy, pl_module.policy.training
         policy.eval()
         with trainer.precision_plugin.forward_context():

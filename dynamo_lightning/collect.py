@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
 from dynamo_lightning.errors import RunError
-from dynamo_lightning.policy.packing import balance
 from dynamo_lightning.rewards.group_scoring import score_complete_groups
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
 from dynamo_lightning.rollout.ahead import RolloutsAhead
 from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
+from dynamo_lightning.rollout.exchange import spread_over_ranks
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.training_metrics import failure_metrics
@@ -101,7 +101,7 @@ class RolloutCollector:
             rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
             outcomes = [outcome for outcome in outcomes if outcome.prompt_id in kept]
         kept_outcomes = self.without_dropped(outcomes)
-        own = spread_over_ranks(rollouts, kept_outcomes, self.passes)
+        own = spread_over_ranks(rollouts, kept_outcomes, parts[0].prompts, self.passes)
         return Collected(tuple(parts), tuple(own), kept_outcomes, spare, num_tokens, metrics)
 
     def sample(
@@ -179,34 +179,3 @@ class RolloutCollector:
         if not kept:
             raise RunError(f"all {len(outcomes)} rollouts of the batch were dropped: no reward could be computed")
         return kept
-
-
-def spread_over_ranks(
-    rollouts: Sequence[Rollout], outcomes: Sequence[Outcome], passes: tuple[int, int]
-) -> list[Rollout]:
-    """Exchange rollouts between ranks, so that all have about as much to compute.
-
-    What is learnt does not depend on who has which.
-
-    Args:
-        rollouts: Sampled on this rank.
-        outcomes: Of all ranks.
-        passes: How often the tokens of a rollout are passed through the policy: if its group's rewards differ, and if
-            they are all equal.
-
-    Returns:
-        This rank's share of the rollouts of all ranks.
-    """
-    if world_size() == 1:
-        return list(rollouts)
-    everything = sorted(gather_objects(list(rollouts)), key=lambda rollout: rollout.key)
-    rewards: dict[int, set[float]] = {}
-    for outcome in outcomes:
-        rewards.setdefault(outcome.prompt_id, set()).add(outcome.score.reward)
-    teaching, idle = passes
-    costs = [
-        (len(rollout.prompt.token_ids) + len(rollout.token_ids))
-        * (teaching if len(rewards.get(rollout.prompt.prompt_id, ())) > 1 else idle)
-        for rollout in everything
-    ]
-    return [everything[i] for i in balance(costs, world_size())[rank()]]

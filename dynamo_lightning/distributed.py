@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -56,6 +57,27 @@ def gather_values(values: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+
+def exchange_values(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Send each rank its own part of the values, and receive what all ranks send to this one.
+
+    Args:
+        values: What this rank sends, in the order of the receiving ranks, `[Σ counts]`, on the CPU.
+        counts: How many values each rank gets, `[world_size]`.
+
+    Returns:
+        What this rank receives, in the order of the sending ranks, on the CPU.
+    """
+    if world_size() == 1:
+        return values
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else values.device
+    sent = torch.tensor(counts, dtype=torch.int64, device=device)
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent)
+    result = torch.empty(int(received.sum()), dtype=values.dtype, device=device)
+    dist.all_to_all_single(result, values.to(device), received.tolist(), list(counts))
+    return result.cpu()
 
 
 def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:

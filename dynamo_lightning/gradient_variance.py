@@ -31,7 +31,7 @@ from torch.nn import functional
 from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
-from dynamo_lightning.policy.packing import make_micro_batch, micro_batches
+from dynamo_lightning.policy.packing import MicroBatches, make_micro_batch
 from dynamo_lightning.policy.reading import head_inputs, token_layout, vocabulary_head
 from dynamo_lightning.types import Rollout
 from dynamo_lightning.update.config import UpdateConfig
@@ -271,7 +271,7 @@ def head_scores(
     rollout_of_token = torch.arange(len(rollouts)).repeat_interleave(lengths).to(policy.device)
     budget = config.max_tokens_per_micro_batch
     everything, layout = range(len(rollouts)), token_layout(policy)
-    for micro_batch, counts in micro_batches(rollouts, everything, spare, budget, policy.device, layout):
+    for micro_batch, counts in MicroBatches(rollouts, everything, spare, budget, policy.device, layout):
         hidden_states, head = head_inputs(policy, micro_batch, temperature)
         if counts:
             tokens = project_head_scores(

@@ -9,8 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -102,20 +107,43 @@ class RolloutRequest:
     """63-bit seed from (run seed, iteration, prompt id, sample index)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rollout:
-    """One sampled response."""
+    """One sampled response. Its numbers are numpy arrays; sequences of numbers are converted.
+
+    Example:
+        `Rollout(prompt, sample_index=0, token_ids=[52, 2], logprobs=[-0.3, -0.01], text="4", truncated=False)`
+    """
 
     prompt: Prompt
     sample_index: int
-    token_ids: tuple[int, ...]
+    token_ids: IntArray
     """Response tokens with the end-of-sequence token, if it came, `[response_length]`, at least one."""
-    logprobs: tuple[float, ...]
-    """The generator's own log-probability of each response token, nats, `[response_length]`."""
+    logprobs: FloatArray
+    """The engine's own log-probability of each response token, nats, float32, `[response_length]`."""
     text: str
     """The decoded response without special tokens."""
     truncated: bool
     """Whether the length limit ended the response instead of an end-of-sequence token."""
+
+    def __post_init__(self) -> None:
+        """Convert the numbers."""
+        object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
+        object.__setattr__(self, "logprobs", np.asarray(self.logprobs, dtype=np.float32))
+
+    def __eq__(self, other: object) -> bool:
+        """Equality of all fields; `==` of arrays alone would give an array."""
+        return (
+            isinstance(other, Rollout)
+            and (self.prompt, self.key, self.text, self.truncated)
+            == (other.prompt, other.key, other.text, other.truncated)
+            and np.array_equal(self.token_ids, other.token_ids)
+            and np.array_equal(self.logprobs, other.logprobs)
+        )
+
+    def __hash__(self) -> int:
+        """Hash of the key."""
+        return hash(self.key)
 
     @property
     def key(self) -> tuple[int, int]:

@@ -92,5 +92,5 @@ def test_rollouts(tiny_policy, make_batch, device):
         generator = TransformersGenerator(batch_size)
         found.append(generator.generate(policy, tokenizer, requests, max_response_length=40, temperature=0.9))
     for ours, other in zip(*found, strict=True):
-        assert ours.token_ids == other.token_ids
+        assert ours.token_ids.tolist() == other.token_ids.tolist()
         assert ours.logprobs == pytest.approx(other.logprobs, abs=1e-5)

@@ -20,7 +20,6 @@ import random
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 PHRASINGS = {
@@ -114,10 +113,11 @@ def noisy_demonstrations(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
 
 def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[float]:
     r"""Probability that a response is `\boxed{answer}`, read off the policy at temperature 1, `[num_problems]`."""
+    import numpy as np
     import torch
 
     from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
-    from dynamo_lightning.policy.packing import make_micro_batch, pack, response_offsets
+    from dynamo_lightning.policy.packing import make_micro_batch, pack
     from dynamo_lightning.policy.reading import response_statistics
     from dynamo_lightning.types import Prompt, Rollout
 
@@ -126,16 +126,16 @@ def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[fl
     for index, problem in enumerate(problems):
         prompt_ids, response_ids = tokenizer([problem.prompt, f"\\boxed{{{problem.answer}}}"]).input_ids
         prompt = Prompt(index, problem.prompt, problem.prompt, tuple(prompt_ids), problem.answer)
-        response = (*response_ids, tokenizer.eos_token_id)
-        rollouts.append(Rollout(prompt, 0, response, (), "", truncated=False))
-    offsets = response_offsets(rollouts)
-    logprobs = torch.zeros(offsets[-1])
+        response = np.array([*response_ids, tokenizer.eos_token_id], dtype=np.int32)
+        rollouts.append(Rollout(prompt, 0, response, np.zeros(0, dtype=np.float32), "", truncated=False))
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    logprobs = torch.zeros(sum(lengths))
     for row in pack([len(rollout.prompt.token_ids) + len(rollout.token_ids) for rollout in rollouts], max_tokens=1024):
         micro_batch = make_micro_batch(rollouts, row, policy.device)
         with torch.no_grad():
             statistics = response_statistics(policy, micro_batch, temperature=1.0)
         logprobs[micro_batch.token_indices] = statistics.logprobs
-    return [float(part.sum().exp()) for part in logprobs.split([b - a for a, b in pairwise(offsets)])]
+    return [float(part.sum().exp()) for part in logprobs.split(lengths)]
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:

@@ -8,13 +8,15 @@ transformers as `packed_sdpa`, which gives what `sdpa` gives wherever no sequenc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from dynamo_lightning.errors import UserError
@@ -36,34 +38,32 @@ class SequenceBuckets:
     """Where each position of the row is among all entries of the buckets laid end to end, `[row_length]`."""
 
 
-def bucket_sequences(lengths: Sequence[int], device: torch.device) -> SequenceBuckets:
+def bucket_sequences(lengths: ArrayLike, device: torch.device) -> SequenceBuckets:
     """Put sequences laid end to end into buckets; a fifth of a bucket's entries may be missing, or 8 per sequence.
 
     Args:
         lengths: Of the sequences, in the order of the row, each at least 1.
         device: Where the tensors go.
     """
-    starts = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
-    by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    buckets: list[list[int]] = []
-    for index in by_length:
-        longest = lengths[buckets[-1][0]] if buckets else 0
-        if buckets and longest - lengths[index] <= max(8, longest // 5):
-            buckets[-1].append(index)
-        else:
-            buckets.append([index])
-    positions = []
-    order = torch.empty(int(starts[-1]), dtype=torch.int64)
-    offset = 0
-    for bucket in buckets:
-        own = torch.tensor([lengths[i] for i in bucket])[:, None]
-        step = torch.arange(int(own.max()))[None, :]
-        places = starts[bucket][:, None] + torch.minimum(step, own - 1)
-        there = step < own
-        order[places[there]] = offset + there.flatten().nonzero().squeeze(1)
-        offset += places.numel()
-        positions.append(places.to(device))
-    return SequenceBuckets(tuple(positions), order.to(device))
+    sizes = np.asarray(lengths, dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    by_length = np.argsort(-sizes, kind="stable")
+    positions, order = [], np.empty(starts[-1], dtype=np.int64)
+    offset = first = 0
+    while first < len(by_length):
+        longest = sizes[by_length[first]]
+        # Lengths fall: the bucket ends before the first sequence that would leave too much of it empty.
+        shortest = longest - max(8, longest // 5)
+        last = first + int(np.searchsorted(-sizes[by_length[first:]], -shortest, side="right"))
+        bucket = by_length[first:last]
+        own, step = sizes[bucket][:, None], np.arange(longest)[None, :]
+        places = starts[bucket][:, None] + np.minimum(step, own - 1)
+        is_token = step < own
+        order[places[is_token]] = offset + np.flatnonzero(is_token)
+        offset += places.size
+        positions.append(torch.from_numpy(places).to(device))
+        first = last
+    return SequenceBuckets(tuple(positions), torch.from_numpy(order).to(device))
 
 
 @torch.compiler.disable

@@ -8,11 +8,13 @@ and Gemma architectures).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks
@@ -56,26 +58,54 @@ def pack(lengths: Sequence[int], max_tokens: int, layout: TokenLayout = "packed"
     Raises:
         UserError: If a sequence is longer than a micro-batch.
     """
+    longest = max(lengths, default=0)
+    if longest > max_tokens:
+        raise UserError(
+            f"a prompt with its response has {longest} tokens, but model.updates.max_tokens_per_micro_batch "
+            f"is {max_tokens}: raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
+        )
+    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rows: list[list[int]] = []
-    free: list[int] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[index] > max_tokens:
-            raise UserError(
-                f"a prompt with its response has {lengths[index]} tokens, but model.updates.max_tokens_per_micro_batch "
-                f"is {max_tokens}: raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
-            )
-        if layout == "padded":  # sequences come longest first: the first of a micro-batch says how wide it is
-            row = len(rows) - 1 if rows and free[-1] >= longest else None
-        else:
-            row = next((i for i, space in enumerate(free) if space >= lengths[index]), None)
-        if row is None:
+    if layout == "padded":  # the first sequence of a micro-batch is its longest and says how wide it is
+        for index in by_length:
+            if not rows or (len(rows[-1]) + 1) * lengths[rows[-1][0]] > max_tokens:
+                rows.append([])
+            rows[-1].append(index)
+        return rows
+    free = FirstFit(len(lengths), max_tokens)
+    for index in by_length:
+        row = free.take(lengths[index])
+        if row == len(rows):
             rows.append([])
-            free.append(max_tokens)
-            row, longest = len(rows) - 1, lengths[index]
         rows[row].append(index)
-        free[row] -= longest if layout == "padded" else lengths[index]
     return rows
+
+
+class FirstFit:
+    """Bins of equal capacity of which the first with enough space is found in logarithmic time.
+
+    A binary tree over the bins whose nodes hold the largest space below them.
+
+    Args:
+        num_bins: Number of bins.
+        capacity: Space of each.
+    """
+
+    def __init__(self, num_bins: int, capacity: int) -> None:
+        self._first_leaf = 1 << max(0, num_bins - 1).bit_length()
+        self._largest = [capacity] * (2 * self._first_leaf)
+
+    def take(self, space: int) -> int:
+        """Take space, at most the capacity, from the first bin that has it; there are as many bins as calls."""
+        largest, node = self._largest, 1
+        while node < self._first_leaf:
+            node = 2 * node if largest[2 * node] >= space else 2 * node + 1
+        found = node - self._first_leaf
+        largest[node] -= space
+        while node > 1:
+            node //= 2
+            largest[node] = max(largest[2 * node], largest[2 * node + 1])
+        return found
 
 
 def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
@@ -99,12 +129,65 @@ def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
     return [sorted(indices) for indices in ranks]
 
 
-def response_offsets(rollouts: Sequence[Rollout]) -> list[int]:
-    """Where each rollout's response begins among all response tokens laid end to end, and their total, `[n + 1]`."""
-    offsets = [0]
-    for rollout in rollouts:
-        offsets.append(offsets[-1] + len(rollout.token_ids))
-    return offsets
+@dataclass(frozen=True)
+class TokenArrays:
+    """Prompts and responses of some of this rank's rollouts end to end, from which micro-batches are cut."""
+
+    token_ids: NDArray[np.int32]
+    """`[total_length]`."""
+    starts: NDArray[np.int64]
+    """Position of each sequence in `token_ids`, `[num_sequences + 1]`."""
+    prompt_lengths: NDArray[np.int64]
+    """Prompt tokens of each sequence, `[num_sequences]`."""
+    response_offsets: NDArray[np.int64]
+    """Position of each response among the response tokens of all of this rank's rollouts, `[num_sequences]`."""
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout], indices: Sequence[int]) -> TokenArrays:
+        """Arrays of the chosen rollouts, in the order of the indices."""
+        lengths = np.array([len(rollout.token_ids) for rollout in rollouts], dtype=np.int64)
+        chosen = [rollouts[i] for i in indices]
+        parts = [part for rollout in chosen for part in (rollout.prompt.token_ids, rollout.token_ids)]
+        prompt_lengths = np.array([len(rollout.prompt.token_ids) for rollout in chosen], dtype=np.int64)
+        rows = np.asarray(indices, dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(prompt_lengths + lengths[rows])])
+        token_ids = np.empty(starts[-1], dtype=np.int32)
+        if parts:
+            np.concatenate(parts, out=token_ids, casting="unsafe")
+        offsets = np.concatenate([[0], np.cumsum(lengths)])[rows]
+        return cls(token_ids, starts, prompt_lengths, offsets)
+
+    def cut(self, rows: Sequence[int], device: torch.device) -> MicroBatch:
+        """Lay some of the sequences end to end.
+
+        Args:
+            rows: Sequences to take, by their position here.
+            device: Where the tensors go.
+        """
+        chosen = np.asarray(rows, dtype=np.int64)
+        lengths = self.starts[chosen + 1] - self.starts[chosen]
+        first = np.cumsum(lengths) - lengths
+
+        def of_each_token(values: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.repeat(values, lengths)
+
+        positions = np.arange(lengths.sum()) - of_each_token(first)
+        token_ids = self.token_ids[positions + of_each_token(self.starts[chosen])].astype(np.int64)
+        response_positions = positions - of_each_token(self.prompt_lengths[chosen])
+        is_response = response_positions >= 0
+        token_indices = (response_positions + of_each_token(self.response_offsets[chosen]))[is_response]
+
+        def tensor(values: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        return MicroBatch(
+            tensor(token_ids)[None],
+            tensor(positions)[None],
+            tensor(np.flatnonzero(is_response) - 1),
+            tensor(token_ids[is_response]),
+            bucket_sequences(lengths, device),
+            tensor(token_indices),
+        )
 
 
 def make_micro_batch(rollouts: Sequence[Rollout], indices: Sequence[int], device: torch.device) -> MicroBatch:
@@ -115,33 +198,7 @@ def make_micro_batch(rollouts: Sequence[Rollout], indices: Sequence[int], device
         indices: Those to take.
         device: Where the tensors go.
     """
-    offsets = response_offsets(rollouts)
-    tokens: list[int] = []
-    positions: list[int] = []
-    predictors: list[int] = []
-    targets: list[int] = []
-    token_indices: list[int] = []
-    for index in indices:
-        prompt, response = rollouts[index].prompt.token_ids, rollouts[index].token_ids
-        first_predictor = len(tokens) + len(prompt) - 1
-        tokens.extend(prompt)
-        tokens.extend(response)
-        positions.extend(range(len(prompt) + len(response)))
-        predictors.extend(range(first_predictor, first_predictor + len(response)))
-        targets.extend(response)
-        token_indices.extend(range(offsets[index], offsets[index + 1]))
-
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    return MicroBatch(
-        tensor(tokens)[None],
-        tensor(positions)[None],
-        tensor(predictors),
-        tensor(targets),
-        bucket_sequences([len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices], device),
-        tensor(token_indices),
-    )
+    return TokenArrays.of(rollouts, indices).cut(range(len(indices)), device)
 
 
 def padded_rows(micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,31 +219,44 @@ def padded_rows(micro_batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
     return ids.view(-1, longest), mask.view(-1, longest), entries
 
 
-def micro_batches(
-    rollouts: Sequence[Rollout],
-    indices: Sequence[int],
-    spare: Rollout,
-    max_tokens: int,
-    device: torch.device,
-    layout: TokenLayout = "packed",
-) -> list[tuple[MicroBatch, bool]]:
-    """The chosen rollouts in micro-batches, equally many on every rank.
+class MicroBatches:
+    """The chosen rollouts in micro-batches, equally many on every rank, each made when its turn comes.
 
     Ranks agree on the number before the first is computed: sharded policies communicate in every forward pass.
+
+    Yields micro-batches paired with whether they count: `(micro_batch, True)`, or `(filler, False)`.
 
     Args:
         rollouts: All rollouts of this rank.
         indices: Those to take.
-        spare: Stands in on a rank that runs out of micro-batches before others do.
+        filler: Stands in on a rank that runs out of micro-batches before others do.
         max_tokens: Tokens a micro-batch may hold.
         device: Where the tensors go.
         layout: How the policy will be given them.
-
-    Returns:
-        The micro-batches, paired with whether they count: `(micro_batch, True)`, or `(spare one, False)`.
     """
-    lengths = [len(rollouts[i].prompt.token_ids) + len(rollouts[i].token_ids) for i in indices]
-    rows = [[indices[i] for i in row] for row in pack(lengths, max_tokens, layout)]
-    num_spare = max_over_ranks(len(rows), device) - len(rows)
-    counted = [(make_micro_batch(rollouts, row, device), True) for row in rows]
-    return counted + [(make_micro_batch([spare], [0], device), False)] * num_spare
+
+    def __init__(
+        self,
+        rollouts: Sequence[Rollout],
+        indices: Sequence[int],
+        filler: Rollout,
+        max_tokens: int,
+        device: torch.device,
+        layout: TokenLayout = "packed",
+    ) -> None:
+        self._arrays = TokenArrays.of(rollouts, indices)
+        self._rows = pack(np.diff(self._arrays.starts).tolist(), max_tokens, layout)
+        self._num_micro_batches = max_over_ranks(len(self._rows), device)
+        self._filler = filler
+        self._device = device
+
+    def __len__(self) -> int:
+        """Number of micro-batches, fillers included."""
+        return self._num_micro_batches
+
+    def __iter__(self) -> Iterator[tuple[MicroBatch, bool]]:
+        """Cut one micro-batch after the other."""
+        for row in self._rows:
+            yield self._arrays.cut(row, self._device), True
+        for _ in range(len(self._rows), len(self)):
+            yield make_micro_batch([self._filler], [0], self._device), False

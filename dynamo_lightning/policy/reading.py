@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -146,7 +147,9 @@ def probe_rollouts(policy: PreTrainedModel) -> list[Rollout]:
         tokens = [low + (token + 7 * i + i * i) % width for i in range(prompt_length + response_length)]
         token += 11
         prompt = Prompt(index, "", "", tuple(tokens[:prompt_length]), "")
-        rollouts.append(Rollout(prompt, 0, tuple(tokens[prompt_length:]), (), "", False))
+        rollouts.append(
+            Rollout(prompt, 0, np.array(tokens[prompt_length:], dtype=np.int32), np.zeros(0, np.float32), "", False)
+        )
     return rollouts
 
 

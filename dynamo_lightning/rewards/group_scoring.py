@@ -16,7 +16,7 @@ Key = tuple[int, int]
 def complete_groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     """The groups of all ranks' rollouts, the same on every rank: by prompt id, each by sample index."""
     # Log-probabilities are no part of a reward, and there are as many as tokens.
-    light = gather_objects([replace(rollout, logprobs=()) for rollout in rollouts])
+    light = gather_objects([replace(rollout, logprobs=rollout.logprobs[:0]) for rollout in rollouts])
     groups: dict[int, list[Rollout]] = {}
     for rollout in sorted(light, key=lambda rollout: rollout.key):
         groups.setdefault(rollout.prompt.prompt_id, []).append(rollout)

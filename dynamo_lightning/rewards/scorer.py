@@ -226,7 +226,7 @@ class RewardScorer:
         """The response with its special tokens, but for the one that ended it."""
         if self.tokenizer is None:
             return rollout.text
-        token_ids = list(rollout.token_ids)
+        token_ids = rollout.token_ids.tolist()
         if not rollout.truncated and token_ids[-1] in self.tokenizer.all_special_ids:
             token_ids.pop()
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
@@ -113,8 +114,8 @@ class RolloutsAhead:
             "prompt_ids": torch.tensor([rollout.prompt.prompt_id for rollout in rollouts]),
             "sample_indices": torch.tensor([rollout.sample_index for rollout in rollouts]),
             "lengths": torch.tensor([len(rollout.token_ids) for rollout in rollouts]),
-            "token_ids": torch.tensor([token for rollout in rollouts for token in rollout.token_ids]),
-            "logprobs": torch.tensor([x for rollout in rollouts for x in rollout.logprobs], dtype=torch.float64),
+            "token_ids": torch.from_numpy(np.concatenate([rollout.token_ids for rollout in rollouts])),
+            "logprobs": torch.from_numpy(np.concatenate([rollout.logprobs for rollout in rollouts])),
             "truncated": torch.tensor([rollout.truncated for rollout in rollouts]),
             "texts": [rollout.text for rollout in rollouts],
         }
@@ -140,8 +141,8 @@ class RolloutsAhead:
             Rollout(
                 request.prompt,
                 request.sample_index,
-                tuple(tokens[row].tolist()),
-                tuple(logprobs[row].tolist()),
+                tokens[row].numpy().astype(np.int32),
+                logprobs[row].numpy().astype(np.float32),
                 saved["texts"][row],
                 bool(saved["truncated"][row]),
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,7 +180,8 @@ def _generate_batch(
     for request, tokens, values in zip(requests, responses, logprobs, strict=True):
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
         truncated = tokens[-1] not in stop_ids
-        rollouts.append(Rollout(request.prompt, request.sample_index, tuple(tokens), tuple(values), text, truncated))
+        arrays = np.array(tokens, dtype=np.int32), np.array(values, dtype=np.float32)
+        rollouts.append(Rollout(request.prompt, request.sample_index, *arrays, text, truncated))
     return rollouts
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -282,8 +283,8 @@ class VLLMGenerator(Generator):
                 Rollout(
                     request.prompt,
                     request.sample_index,
-                    completion.token_ids,
-                    completion.logprobs,
+                    np.array(completion.token_ids, dtype=np.int32),
+                    np.array(completion.logprobs, dtype=np.float32),
                     str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)),
                     completion.token_ids[-1] not in stop_ids,
                 )

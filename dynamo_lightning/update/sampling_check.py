@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects
 from dynamo_lightning.errors import RunError
+from dynamo_lightning.types import FloatArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,7 +112,7 @@ def check_difference(difference: LogpDifference, tolerance: float | None, policy
     )
 
 
-def sampled_logprobs(logprobs: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+def sampled_logprobs(logprobs: Sequence[FloatArray], like: Tensor) -> Tensor:
     """The generator's log-probabilities of rollouts end to end, `[num_tokens]`, of the type and device of `like`."""
-    values = [value for response in logprobs for value in response]
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
+    values = np.concatenate([np.empty(0, dtype=np.float32), *logprobs])
+    return torch.from_numpy(values).to(like.device, like.dtype)

@@ -22,7 +22,7 @@ from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_met
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
-from dynamo_lightning.policy.packing import micro_batches
+from dynamo_lightning.policy.packing import MicroBatches
 from dynamo_lightning.policy.reading import response_statistics, token_layout
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.config import UpdateConfig
@@ -73,7 +73,7 @@ def all_statistics(
     columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(3)]
     budget = config.max_tokens_per_micro_batch
     layout = token_layout(policy)
-    for micro_batch, counts in micro_batches(batch.rollouts, indices, batch.spare, budget, policy.device, layout):
+    for micro_batch, counts in MicroBatches(batch.rollouts, indices, batch.spare, budget, policy.device, layout):
         statistics = response_statistics(
             policy, micro_batch, temperature=temperature, max_logits_bytes=config.max_logits_bytes
         )

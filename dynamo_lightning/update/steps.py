@@ -22,7 +22,7 @@ from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.policy.dropout import set_training_mode
-from dynamo_lightning.policy.packing import MicroBatch, micro_batches
+from dynamo_lightning.policy.packing import MicroBatch, MicroBatches
 from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import clip_gradient, gradient_sync
 from dynamo_lightning.rollout.generator import SamplingConfig
@@ -121,7 +121,8 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
     assert module.policy is not None and not isinstance(optimizer, list) and not isinstance(scheduler, list)
     set_training_mode(module.policy)
     gradient_norms: list[float] = []
-    steps: list[Mapping[str, float]] = []
+    sums: dict[str, Tensor] = {}
+    num_steps = 0
     num_overflows = 0
     difference = experience.difference if experience.old_logprobs is not None else None
     for _ in range(config.num_epochs):
@@ -134,7 +135,8 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
                 optimizer.zero_grad()
                 own: list[LogpDifference] = []
                 has_moved = bool(gradient_norms)
-                steps.append(accumulate_gradient(module, experience, chosen, own, has_moved=has_moved))
+                add_metrics(sums, accumulate_gradient(module, experience, chosen, own, has_moved=has_moved))
+                num_steps += 1
                 if difference is None:  # the only update is also what scores its tokens
                     difference = checked_difference(module.policy, experience, own[0])
                 optimizer.step()
@@ -144,14 +146,26 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
                     num_overflows += 1
             if scheduler is not None:
                 advance(scheduler, has_stepped=bool(gradient_norms))
-    means = {name: sum(step[name] for step in steps) / len(steps) for name in (steps[0] if steps else ())}
+    means = {name: total / num_steps for name, total in sum_over_ranks(as_floats(sums)).items()}
     if difference is None:
         difference = checked_difference(module.policy, experience, LogpDifference())
     entropy = experience.entropy + means.pop("entropy", 0.0)
     if gradient_scaler(module) is not None:
-        means["frac_overflow"] = num_overflows / max(1, len(steps))
+        means["frac_overflow"] = num_overflows / max(1, num_steps)
     metrics = {**experience.metrics, **means, **difference_metrics(difference), "entropy": entropy}
     return UpdateResult(metrics, tuple(gradient_norms))
+
+
+def add_metrics(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
+    """Add metrics by name, in float64 on their device: reading each would wait for the device each time."""
+    for name, metric in metrics.items():
+        value = metric.detach().double()
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def as_floats(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """The numbers of scalar tensors, read from the device together."""
+    return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
 
 
 def checked_difference(policy: PreTrainedModel, experience: Experience, own: LogpDifference) -> LogpDifference:
@@ -189,7 +203,7 @@ def accumulate_gradient(
     differences: list[LogpDifference] | None = None,
     *,
     has_moved: bool = True,
-) -> Mapping[str, float]:
+) -> Mapping[str, Tensor]:
     """Add the gradient of one optimizer step's loss to the parameters.
 
     Args:
@@ -200,7 +214,7 @@ def accumulate_gradient(
         has_moved: The policy may differ from the one that sampled the batch.
 
     Returns:
-        The metrics of the loss, global.
+        This rank's share of the metrics of the loss, scalars; the shares of all ranks add up.
 
     Raises:
         RunError: If a log-probability is not finite, on all ranks.
@@ -228,9 +242,9 @@ def accumulate_gradient(
     )
     indices = takes_part.nonzero().squeeze(-1).tolist()
     budget, layout = module.update_config.max_tokens_per_micro_batch, token_layout(policy)
-    rows = micro_batches(batch.rollouts, indices, batch.spare, budget, device, layout)
+    rows = MicroBatches(batch.rollouts, indices, batch.spare, budget, device, layout)
     wrapped = module.trainer.strategy.model
-    totals: dict[str, float] = {}
+    totals: dict[str, Tensor] = {}
     logprobs = torch.zeros_like(weights)
     for position, (micro_batch, counts) in enumerate(rows):
         is_last = position == len(rows) - 1
@@ -241,19 +255,18 @@ def accumulate_gradient(
             module.manual_backward(share * world_size())
         if counts:
             logprobs[micro_batch.token_indices] = own_logprobs.to(logprobs.dtype)
-        for name, metric in metrics.items():
-            totals[name] = totals.get(name, 0.0) + metric
+        add_metrics(totals, metrics)
     check_finite(batch, logprobs)
     if differences is not None:
         computed = takes_part[batch.token_rollouts].to(device)
         engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], logprobs)
         differences.append(LogpDifference.of(logprobs[computed], engine_logprobs[computed]))
-    return sum_over_ranks(totals)
+    return totals
 
 
 def micro_batch_loss(
     module: PolicyHolder, micro_batch: MicroBatch, inputs: LossInputs | None, num_tokens: int
-) -> tuple[Tensor, dict[str, float], Tensor]:
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """A micro-batch's share of the loss, a scalar, and of its metrics; and its log-probabilities, `[num_tokens]`.
 
     Without inputs the loss is 0, to keep the ranks in step.
@@ -268,8 +281,7 @@ def micro_batch_loss(
         if inputs is None:
             return 0.0 * statistics.logprobs.sum()
         value, metrics = loss(statistics, inputs[tokens], num_tokens)
-        for name, metric in metrics.items():
-            totals[name] = totals[name] + metric if name in totals else metric
+        add_metrics(totals, metrics)
         return value
 
     share = response_loss(
@@ -281,4 +293,4 @@ def micro_batch_loss(
         max_logits_bytes=module.update_config.max_logits_bytes,
         entropy_gradient=loss.entropy_coefficient != 0,
     )
-    return share, {name: float(total) for name, total in totals.items()}, torch.cat(logprobs)
+    return share, totals, torch.cat(logprobs)

@@ -214,7 +214,7 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
             for rollout, part in zip(rollouts, parts, strict=True):
                 logits = own_logits(module.policy, [*rollout.prompt.token_ids, *rollout.token_ids])
                 own = logits.log_softmax(-1)[len(rollout.prompt.token_ids) - 1 : -1]
-                own = own.gather(1, torch.tensor(rollout.token_ids)[:, None]).squeeze(1)
+                own = own.gather(1, torch.tensor(rollout.token_ids, dtype=torch.int64)[:, None]).squeeze(1)
                 worst["own"] = max(worst["own"], float((part - own).abs().max()))
                 worst["sampled"] = max(worst["sampled"], float((part - torch.tensor(rollout.logprobs)).abs().max()))
         before = torch.cat([p.detach().flatten().clone() for p in module.policy.parameters() if p.requires_grad])

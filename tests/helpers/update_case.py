@@ -68,7 +68,7 @@ def learn(module, experience, chosen=None):
     module.policy.zero_grad()
     everything = torch.ones(len(experience.batch.group_sizes), dtype=torch.bool)
     metrics = accumulate_gradient(module, experience, everything if chosen is None else chosen)
-    return flat_gradient(module), metrics
+    return flat_gradient(module), {name: float(metric) for name, metric in metrics.items()}
 
 
 def flat_gradient(module):

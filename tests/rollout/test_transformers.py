@@ -41,7 +41,7 @@ def test_rollouts_come_in_the_order_of_the_requests(policy, tokenizer, requests)
 def test_a_rollout_does_not_depend_on_its_neighbours(policy, tokenizer, requests, batch_size):
     reference = generate(policy, tokenizer, requests, batch_size=5)
     for rollout, other in zip(reference, generate(policy, tokenizer, requests, batch_size), strict=True):
-        assert rollout.token_ids == other.token_ids
+        assert rollout.token_ids.tolist() == other.token_ids.tolist()
         assert rollout.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
@@ -56,17 +56,19 @@ def test_a_rollout_does_not_depend_on_which_others_have_ended(policy, tokenizer,
     if not keeps_rows:
         monkeypatch.setattr("dynamo_lightning.rollout.transformers._select_rows", lambda cache, rows: None)
     for rollout, other in zip(reference, generate(policy, tokenizer, requests), strict=True):
-        assert rollout.token_ids == other.token_ids
+        assert rollout.token_ids.tolist() == other.token_ids.tolist()
         assert rollout.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_are_those_of_the_policy_at_the_temperature(policy, tokenizer, requests, temperature):
     for rollout in generate(policy, tokenizer, requests, temperature=temperature):
-        sequence = torch.tensor([rollout.prompt.token_ids + rollout.token_ids])
+        sequence = torch.tensor([(*rollout.prompt.token_ids, *rollout.token_ids)])
         with torch.no_grad():
             logits = policy(sequence).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
-        expected = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(rollout.token_ids)[:, None])
+        expected = torch.log_softmax(logits / temperature, -1).gather(
+            1, torch.tensor(rollout.token_ids, dtype=torch.int64)[:, None]
+        )
         assert rollout.logprobs == pytest.approx(expected.squeeze(1).tolist(), abs=1e-4)
 
 
@@ -94,7 +96,9 @@ def test_the_models_own_generation_config_does_not_leak_into_sampling(policy, to
         eos_token_id=saved.eos_token_id, pad_token_id=0, repetition_penalty=5.0, top_k=1, suppress_tokens=[5, 6, 7]
     )
     try:
-        assert [r.token_ids for r in generate(policy, tokenizer, requests)] == [r.token_ids for r in reference]
+        assert [r.token_ids.tolist() for r in generate(policy, tokenizer, requests)] == [
+            r.token_ids.tolist() for r in reference
+        ]
         assert policy.generation_config.repetition_penalty == 5.0
     finally:
         policy.generation_config = saved

@@ -92,10 +92,12 @@ def largest_difference(policy, rollouts, temperature=1.0):
     """Between the rollouts' own log-probabilities and the policy's, over all tokens."""
     differences = []
     for rollout in rollouts:
-        sequence = torch.tensor([rollout.prompt.token_ids + rollout.token_ids])
+        sequence = torch.tensor([(*rollout.prompt.token_ids, *rollout.token_ids)])
         with torch.no_grad():
             logits = policy(sequence).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
-        own = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(rollout.token_ids)[:, None])
+        own = torch.log_softmax(logits / temperature, -1).gather(
+            1, torch.tensor(rollout.token_ids, dtype=torch.int64)[:, None]
+        )
         differences.append(float((own.squeeze(1) - torch.tensor(rollout.logprobs)).abs().max()))
     return max(differences)
 
@@ -123,8 +125,8 @@ def test_engine_and_policy_agree_after_every_push(colocated, policy, tokenizer, 
 def test_a_rollout_does_not_depend_on_its_neighbours(colocated, policy, tokenizer, requests):
     colocated.sync(policy, 2)
     together = sample(colocated, policy, tokenizer, requests)
-    assert [r.token_ids for r in sample(colocated, policy, tokenizer, requests[::3])] == [
-        r.token_ids for r in together[::3]
+    assert [r.token_ids.tolist() for r in sample(colocated, policy, tokenizer, requests[::3])] == [
+        r.token_ids.tolist() for r in together[::3]
     ]
 
 
@@ -149,7 +151,7 @@ def test_more_prompts_than_a_step_reads_keep_their_seeds(policy, tokenizer, make
         together = sample(generator, policy, tokenizer, requests)
         assert largest_difference(policy, together) < 1e-4
         alone = sample(generator, policy, tokenizer, requests[7:8])
-        assert alone[0].token_ids == together[7].token_ids
+        assert alone[0].token_ids.tolist() == together[7].token_ids.tolist()
     finally:
         generator.close()
 

@@ -77,7 +77,7 @@ def test_weights_reach_every_server_and_rollouts_are_spread(policy, servers, mak
             assert torch.equal(own, served)
     rollouts = generate(generator, policy, requests, tiny_policy)
     assert_each_request_has_its_own_rollout(rollouts, requests)
-    assert all(rollout.logprobs == (-0.5, -0.5) and not rollout.truncated for rollout in rollouts)
+    assert all(rollout.logprobs.tolist() == [-0.5, -0.5] and not rollout.truncated for rollout in rollouts)
     assert sorted(servers[0].served + servers[1].served) == [request.seed for request in requests]
     assert servers[0].served and servers[1].served
 

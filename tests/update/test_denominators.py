@@ -15,13 +15,13 @@ from dynamo_lightning.update.scoring import token_keys
 
 def response_logits(module, rollout):
     """Logits before each response token, from the plain model."""
-    sequence = torch.tensor([rollout.prompt.token_ids + rollout.token_ids])
+    sequence = torch.tensor([(*rollout.prompt.token_ids, *rollout.token_ids)])
     return module.policy(sequence).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
 
 
 def token_logprobs(module, rollout):
     logprobs = torch.log_softmax(response_logits(module, rollout), -1)
-    return logprobs.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0]
+    return logprobs.gather(1, torch.tensor(rollout.token_ids, dtype=torch.int64)[:, None])[:, 0]
 
 
 def slow_gradient(module, rollouts, weight_of):

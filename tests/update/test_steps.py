@@ -47,9 +47,9 @@ def plain_grpo_gradient(module, make_prompt, make_batch):
         group = REWARDS[rollout.prompt.prompt_id]
         others = [r for i, r in enumerate(group) if i != rollout.sample_index]
         advantage = group[rollout.sample_index] - sum(others) / len(others)
-        sequence = torch.tensor([rollout.prompt.token_ids + rollout.token_ids])
+        sequence = torch.tensor([(*rollout.prompt.token_ids, *rollout.token_ids)])
         logits = module.policy(sequence).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
-        logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.token_ids)[:, None])
+        logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.token_ids, dtype=torch.int64)[:, None])
         (-advantage * logprobs.sum() / len(REWARDS) / len(group) / 12).backward()
     return flat_gradient(module)
 
@@ -133,9 +133,9 @@ def test_pilot_and_commit_have_baselines_and_shares_of_their_own(tiny_policy, ma
     module.policy.zero_grad()
     for rollout, advantage in zip(rollouts, batch.advantages.tolist(), strict=True):
         weight = 0.25 / 2 if rollout.sample_index < 2 else 0.75 / 3
-        sequence = torch.tensor([rollout.prompt.token_ids + rollout.token_ids])
+        sequence = torch.tensor([(*rollout.prompt.token_ids, *rollout.token_ids)])
         logits = module.policy(sequence).logits[0, len(rollout.prompt.token_ids) - 1 : -1]
-        logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.token_ids)[:, None])
+        logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.token_ids, dtype=torch.int64)[:, None])
         (-weight * advantage * logprobs.sum() / 12).backward()
     plain = flat_gradient(module)
     torch.testing.assert_close(ours, plain, atol=1e-7, rtol=1e-5)
