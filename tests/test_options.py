@@ -1,0 +1,28 @@
+"""Options are values: a default instance is shared by every module of the process."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
+from dynamo_lightning.losses.engine_mismatch import EngineMismatch
+from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.module import PolicyModule
+from dynamo_lightning.policy.loading import PolicyConfig
+from dynamo_lightning.policy.lora import LoraConfig
+from dynamo_lightning.update.config import UpdateConfig
+
+
+@pytest.mark.parametrize(
+    "options", [PolicyLoss, EngineMismatch, UpdateConfig, EvaluationConfig, PolicyConfig, LoraConfig]
+)
+def test_options_cannot_be_changed_in_place(options):
+    instance = options()
+    with pytest.raises(FrozenInstanceError):
+        setattr(instance, fields(instance)[0].name, None)
+
+
+def test_two_modules_share_no_option_that_one_could_change():
+    first, second = PolicyModule(), PolicyModule()
+    for name in ("loss", "update_config", "policy_config", "evaluation"):
+        assert type(getattr(first, name)).__dataclass_params__.frozen
