@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -36,11 +37,11 @@ class ProgressLines(Callback):
     """Prints a line every few seconds if standard output is no terminal; on a terminal the progress bar shows it.
 
     During training: iteration, reward, entropy, seconds for each iteration and the time left without validations
-    (`warm_start`: step and loss). In validation, test and prediction: batches and prompts so far. A line can only come
-    when an iteration or a batch ends, so that slow ones make for longer pauses.
+    (`warm_start`: step and loss). In validation, test and prediction: batches and prompts so far. During an iteration
+    or batch that takes longer, a line says for how long it has been running.
 
     Args:
-        every_n_seconds: Shortest time between two lines; 0 prints one for every iteration and batch.
+        every_n_seconds: Shortest time between two lines; 0 prints one at the end of every iteration and batch.
     """
 
     def __init__(self, every_n_seconds: float = 10.0) -> None:
@@ -51,6 +52,38 @@ class ProgressLines(Callback):
         self._loop_started = 0.0
         self._num_batches = 0
         self._num_prompts = 0
+        self._running = ""
+        """Name of the iteration or batch that is running, if one is."""
+        self._stop: threading.Event | None = None
+
+    # --- lines --------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts the thread that watches over long iterations."""
+        self.stop_watching()
+        if self.every_n_seconds > 0 and trainer.is_global_zero and not sys.stdout.isatty():
+            self._stop = threading.Event()
+            threading.Thread(target=self._watch, args=(trainer, self._stop), daemon=True).start()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the thread."""
+        self.stop_watching()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends the thread: `teardown` is not called after an exception."""
+        self.stop_watching()
+
+    def stop_watching(self) -> None:
+        """Ends the thread, if there is one."""
+        if self._stop is not None:
+            self._stop.set()
+            self._stop = None
+
+    def _watch(self, trainer: Trainer, stop: threading.Event) -> None:
+        while not stop.wait(self.every_n_seconds):
+            name, started = self._running, self._batch_started
+            if name and time.monotonic() - started >= self.every_n_seconds:
+                self._print(trainer, f"{name}: running for {format_duration(time.monotonic() - started)}")
 
     def _print(self, trainer: Trainer, line: str, *, always: bool = False) -> None:
         now = time.monotonic()
@@ -76,11 +109,14 @@ class ProgressLines(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts the clock."""
         self._batch_started = time.monotonic()
+        iteration = getattr(batch, "iteration", None)
+        self._running = f"step {trainer.global_step + 1}" if iteration is None else f"iteration {iteration + 1}"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prints how training goes."""
+        self._running = ""
         self._durations.append(time.monotonic() - self._batch_started)
         seconds = sum(self._durations) / len(self._durations)
         record = outputs.get("record") if isinstance(outputs, dict) else None
@@ -100,8 +136,9 @@ class ProgressLines(Callback):
 
     # --- evaluation ---------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        self._loop_started = self._last = time.monotonic()
+    def _begin(self, name: str) -> None:
+        self._loop_started = self._last = self._batch_started = time.monotonic()
+        self._running = f"{name}: batch 1"
         self._num_batches = self._num_prompts = 0
 
     def _evaluated(self, trainer: Trainer, name: str, totals: int | float | Sequence[int | float], batch: Any) -> None:
@@ -116,10 +153,12 @@ class ProgressLines(Callback):
             left = f", {format_duration(elapsed / self._num_batches * (total - self._num_batches))} left"
         line = f"{name}: batch {self._num_batches}{of_all}{prompts}, {format_duration(elapsed)}{left}"
         self._print(trainer, line)
+        self._batch_started = time.monotonic()
+        self._running = f"{name}: batch {self._num_batches + 1}" if self._num_batches < total else ""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._begin()
+        self._begin("validation")
 
     def on_validation_batch_end(
         self,
@@ -137,7 +176,7 @@ class ProgressLines(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._begin()
+        self._begin("test")
 
     def on_test_batch_end(
         self,
@@ -153,7 +192,7 @@ class ProgressLines(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._begin()
+        self._begin("prediction")
 
     def on_predict_batch_end(
         self,

@@ -27,7 +27,7 @@ IGNORED = -100
 """Label of tokens that are not learnt: prompts and padding."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Demonstrations:
     """Prompts with the responses to learn."""
 

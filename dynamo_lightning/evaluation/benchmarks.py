@@ -17,7 +17,7 @@ from dynamo_lightning.rewards.math import final_answer
 from dynamo_lightning.types import Outcome, PromptBatch, Rollout
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What `test` reports and keeps."""
 

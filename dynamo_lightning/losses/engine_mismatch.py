@@ -19,7 +19,7 @@ from torch import Tensor
 from dynamo_lightning.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class EngineMismatch:
     """How the difference between the policy's log-probabilities and the sampling engine's is corrected.
 

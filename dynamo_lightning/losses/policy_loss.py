@@ -55,7 +55,7 @@ class LossInputs:
         return LossInputs(*(None if value is None else value[tokens] for value in values))  # type: ignore[arg-type]
 
 
-@dataclass
+@dataclass(frozen=True)
 class PolicyLoss:
     """The modulated policy-gradient loss."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass
+@dataclass(frozen=True)
 class PolicyConfig:
     """How the policy is loaded."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoraConfig:
     """Adapters of rank r: a layer computes `W x + (alpha / r) B A x`, of which only A and B are trained.
 

@@ -8,7 +8,7 @@ from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
 
 
-@dataclass
+@dataclass(frozen=True)
 class UpdateConfig:
     """How a batch of rollouts is learnt from."""
 

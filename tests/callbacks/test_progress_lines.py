@@ -1,5 +1,7 @@
 import re
 import sys
+import threading
+import time
 
 import pytest
 
@@ -40,6 +42,30 @@ def test_validations_say_how_far_they_are(train, script, capsys):
     text = capsys.readouterr().out
     assert "validation before training: batch 1/2, 0 s, 0 s left" in text
     assert text.count("\nvalidation: batch 2/2") == 2
+
+
+def test_a_long_iteration_says_for_how_long_it_has_been_running(train, make_record, capsys):
+    def script(iteration):
+        time.sleep(0.5 if iteration == 1 else 0)
+        return make_record(iteration)
+
+    train([ProgressLines(every_n_seconds=0.1)], script=script)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2: ")]
+    assert len(lines) >= 2 and all(re.fullmatch(r"step 2: running for \d+ s", line) for line in lines)
+
+
+def test_an_exception_ends_the_watch(train):
+    def script(iteration):
+        raise RuntimeError("broken")
+
+    callback, before = ProgressLines(every_n_seconds=0.1), threading.active_count()
+    with pytest.raises(RuntimeError, match="broken"):
+        train([callback], script=script)
+    assert callback._stop is None
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
 
 
 def test_optimizer_steps_bound_the_iterations(train, script, capsys):

@@ -91,7 +91,7 @@ def test_validate_alone(config):
     assert "val/sums/pass@1" in run("validate", "--config", config).trainer.callback_metrics
 
 
-def test_warm_start_learns_demonstrations(config):
+def test_warm_start_learns_demonstrations(config, capsys):
     rows = [{"prompt": f"{a}+1=", "response": "\\boxed{7}"} for a in range(8)]
     Path("demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(
@@ -103,6 +103,8 @@ def test_warm_start_learns_demonstrations(config):
     responses = [row["response"] for batch in cli.trainer.predict_loop.predictions for row in batch]
     assert responses.count("\\boxed{7}") > len(responses) / 2
     assert not Path("warm", "config.yaml").exists()
+    printed = capsys.readouterr().out
+    assert "training begins, 60 steps" in printed and "step 1/60  loss " in printed and "step 60/60  loss " in printed
 
 
 @pytest.mark.parametrize("template", ["plain", r"\boxed{} {prompt}"])

@@ -6,6 +6,7 @@ import torch
 
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
+from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
@@ -18,10 +19,14 @@ SHUFFLED = [5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6]
 
 def make_module(tiny_policy, loss=None, dtype=torch.float64, **updates):
     """As in a fit, without its trainer."""
-    module = PolicyModule(tiny_policy, loss=loss or PolicyLoss(), updates=UpdateConfig(**updates))
+    module = PolicyModule(
+        tiny_policy,
+        loss=loss or PolicyLoss(),
+        sampling=SamplingConfig(max_response_length=12),
+        updates=UpdateConfig(**updates),
+    )
     module.configure_model()
     module.policy.to(dtype)
-    module.sampling.max_response_length = 12
     module._trainer = SimpleNamespace(strategy=SimpleNamespace(model=None))
     module.manual_backward = lambda loss: loss.backward()
     return module
