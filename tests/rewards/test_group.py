@@ -1,5 +1,9 @@
 """Rewards of a whole group: complete, on every rank, whichever batches its responses were sampled in."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import team_rewards as team
 
@@ -67,3 +71,18 @@ def test_a_function_of_one_response_is_no_group_function():
     with pytest.raises(UserError, match=r"must take \(prompt, responses, answer\) in this order"):
         GroupFunctionReward(wrong)
     assert GroupFunctionReward(team.group_size)("q", ["a", "b"], "5").tolist() == [2, 2]
+
+
+def test_two_processes_see_whole_groups_and_end_together_when_a_reward_hangs_on_one(tmp_path):
+    script = Path(__file__).parent / "two_processes.py"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=240)[0].splitlines() for process in processes]
+    expected = [((0, 0), 0.0), ((0, 1), 0.0), ((0, 2), 1.0), ((1, 0), 1.0), ((2, 0), 0.0), ((2, 1), 1.0)]
+    assert [lines[0] for lines in printed] == [repr(expected)] * 2
+    assert printed[0][1] == printed[1][1]
+    assert "the rewards of 1 of the first 1 rollouts failed" in printed[0][1]
