@@ -9,6 +9,7 @@ import pytest
 import team_rewards as team
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.evaluation.benchmarks import describe
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.rewards import (
     DatasetReward,
@@ -141,6 +142,12 @@ def test_each_data_set_can_have_its_own_reward():
     assert [dict(got.components) for got in score(alone, rollout("5"), rollout("5", source="x"))] == [
         {"math": 1.0}, {"length": 1.0},
     ]  # fmt: skip
+
+
+def test_an_evaluation_is_found_again_under_rewards_of_data_sets():
+    described = describe(DatasetReward({"sums": MathReward()}, default=FunctionReward("team_rewards.equal")))
+    assert described["rewards"]["sums"]["class"] == "dynamo_lightning.rewards.math.MathReward"
+    assert described["default"]["function"] == "team_rewards.equal"
 
 
 def test_an_answer_is_checked_by_the_reward_of_its_data_set():
