@@ -22,6 +22,7 @@ from lightning.pytorch.cli import (
 
 from dynamo_lightning import __version__
 from dynamo_lightning.checkpoints import check_strategy
+from dynamo_lightning.data.literal_text import keep_text_literal, literal_arguments, plain_text
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.errors import MissingFileError, RunError, UserError
 from dynamo_lightning.module import PolicyModule
@@ -142,6 +143,14 @@ class DynamoCLI(LightningCLI):
         )
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """As Lightning's, with the values of text options as they are written."""
+        if args is None:  # Lightning warns of arguments that are passed
+            self.config = parser.parse_args(literal_arguments(sys.argv[1:]))
+        else:
+            super().parse_arguments(parser, literal_arguments(args))
+        plain_text(self.config)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links, and our defaults of Lightning's options."""
         parser.add_argument(
@@ -237,6 +246,7 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
     """
     given = sys.argv[1:] if args is None else args
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    keep_text_literal()
     for harmless in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=harmless)
     try:

@@ -103,7 +103,7 @@ def test_a_bad_reference_answer_is_found_before_training(tiny_policy, prompt_fil
         if answer == "3":
             raise ValueError(f"answer {answer!r} does not parse")
 
-    with pytest.raises(ValueError, match=r"data set sums, row 3 of .*'0\+3=': answer '3' does not"):
+    with pytest.raises(ValueError, match=r"data set sums, line 4 of .*'0\+3=': answer '3' does not"):
         make_data(tiny_policy, prompt_file).check_answers(check)
 
 

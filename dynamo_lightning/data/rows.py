@@ -39,6 +39,10 @@ class Row(dict[str, Any]):
         self.place = place
 
 
+class _FileError(UserError):
+    """A file that cannot be read; the message begins with its name."""
+
+
 def read_rows(path: str, subset: str | None, split: str, option: str, prompt_column: str = "prompt") -> Iterator[Row]:
     """Yield all rows of a data set, one at a time.
 
@@ -75,6 +79,8 @@ def read_rows(path: str, subset: str | None, split: str, option: str, prompt_col
         ) from error
     except (OSError, ValueError) as error:
         message = hub.first_line(error)
+        if isinstance(error, _FileError):
+            raise UserError(f"{option}.path: cannot read {message}") from error
         named = isinstance(error, UserError) and message.startswith(option)
         raise UserError(message if named else f"{option}.path: cannot read {path!r}: {message}") from error
     if is_empty:
@@ -142,7 +148,7 @@ def _read_files(files: list[tuple[str, Path]], prompt_column: str) -> Iterator[R
             for line, row in read_text_file(file, name, prompt_column):
                 yield Row(row, Place(name, line))
         except UserError as error:
-            raise UserError(f"{name!r}, {error}") from None
+            raise _FileError(f"{name!r}, {error}") from None
 
 
 def _number(rows: Iterator[dict[str, Any]], name: str) -> Iterator[Row]:

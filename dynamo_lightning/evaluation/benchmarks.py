@@ -134,6 +134,8 @@ def describe(value: Any) -> Any:
     """An object's class and public attributes as plain values, nested: what a reward's results depend on."""
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, str | int | float | bool | None):
         return value
     if hasattr(value, "__qualname__"):  # a class or a function

@@ -7,6 +7,7 @@ them torch, while everything below also loads in the pool's workers, which shoul
 from dynamo_lightning.rewards.combined import DatasetReward, WeightedReward, as_reward
 from dynamo_lightning.rewards.endpoint import HttpReward
 from dynamo_lightning.rewards.group import GroupFunctionReward, GroupReward
+from dynamo_lightning.rewards.judge import JudgeReward
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.reward import FunctionReward, Reward
 from dynamo_lightning.rewards.shaping import FormatReward, LengthPenalty, OverlongShaping
@@ -18,6 +19,7 @@ __all__ = [
     "GroupFunctionReward",
     "GroupReward",
     "HttpReward",
+    "JudgeReward",
     "LengthPenalty",
     "MathReward",
     "OverlongShaping",

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import time
-import urllib.error
-import urllib.request
 from typing import Any
-from urllib.parse import urlsplit
 
-from dynamo_lightning.errors import RunError, UserError
+from dynamo_lightning.errors import UserError
+from dynamo_lightning.rewards.posting import check_endpoint, post
 from dynamo_lightning.rewards.reward import Reward
 
 _MAX_REPLY_BYTES = 65536
-_FIRST_PAUSE = 0.1  # seconds before the second attempt, doubled before each further one
 
 
 class HttpReward(Reward):
@@ -46,10 +42,7 @@ class HttpReward(Reward):
         attempts: int = 2,
         headers: dict[str, str] | None = None,
     ) -> None:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise UserError(f"url={url!r} must begin with http:// or https:// and a host")
-        if not timeout > 0 or attempts < 1:
-            raise UserError(f"HttpReward needs timeout > 0 and attempts ≥ 1, got {timeout} and {attempts}")
+        check_endpoint("HttpReward", url, timeout, attempts)
         self.url = url
         self.key = key
         self.timeout = timeout
@@ -59,30 +52,7 @@ class HttpReward(Reward):
     def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
         """Return the endpoint's number."""
         content = {"prompt": prompt, "response": response, "answer": answer, "columns": columns}
-        # A response may hold half a surrogate pair, which UTF-8 has no place for; JSON's escapes have.
-        body = json.dumps(content, default=str).encode("ascii")
-        pause = _FIRST_PAUSE
-        for attempt in range(self.attempts):
-            try:
-                return self._read(self._post(body))
-            except (OSError, _Busy) as error:
-                if attempt + 1 == self.attempts:
-                    raise RunError(f"no reward from {self.url} in {self.attempts} attempts: {error}") from None
-            time.sleep(pause)
-            pause *= 2
-        raise AssertionError("the last attempt returns or raises")
-
-    def _post(self, body: bytes) -> bytes:
-        """Return the reply's body, its first kilobytes."""
-        headers = {"Content-Type": "application/json", **(self.headers or {})}
-        request = urllib.request.Request(self.url, data=body, headers=headers, method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                return reply.read(_MAX_REPLY_BYTES)
-        except urllib.error.HTTPError as error:
-            if error.code == 429 or error.code >= 500:
-                raise _Busy(f"status {error.code}") from None
-            raise RunError(f"{self.url} refused a response with status {error.code}") from None
+        return post(self.url, content, self.headers, self.timeout, self.attempts, _MAX_REPLY_BYTES, self._read)
 
     def _read(self, reply: bytes) -> float:
         """Return the number in a reply."""
@@ -98,7 +68,3 @@ class HttpReward(Reward):
                 f"got {reply[:80]!r}"
             )
         return float(value)
-
-
-class _Busy(Exception):
-    """The endpoint asks to be tried again."""

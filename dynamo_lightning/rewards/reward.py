@@ -130,8 +130,11 @@ class FunctionReward(Reward):
         if not callable(self._function):
             raise UserError(f"function={function!r} is a {type(self._function).__name__}, it cannot be called")
         self._signature = read_signature(self._function, f"function={function!r}")
-        if keep_special_tokens:
-            self.wants = frozenset({"response_with_special_tokens"})  # type: ignore[misc]  # of this instance
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]  # depends on an option
+        """The response with its special tokens, if they are to be kept."""
+        return frozenset({"response_with_special_tokens"}) if self.keep_special_tokens else frozenset()
 
     @property
     def name(self) -> str:

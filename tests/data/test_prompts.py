@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,11 @@ def test_parquet_with_messages_and_nested_answers(tmp_path, tokenizer, monkeypat
     assert prompt.columns == {"reward_model": {"style": "rule"}}
 
 
+def parquet_builder(*args):
+    """What `datasets` knows of a hub data set of Parquet files before it is downloaded."""
+    return SimpleNamespace(config=SimpleNamespace(data_files={"train": ["hf://datasets/owner/sums/a.parquet"]}))
+
+
 def test_a_hub_data_set_is_asked_for_by_id_subset_and_split(monkeypatch, tokenizer):
     import datasets
 
@@ -81,6 +87,7 @@ def test_a_hub_data_set_is_asked_for_by_id_subset_and_split(monkeypatch, tokeniz
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", parquet_builder)
     source = PromptSource("owner/sums-v1.5", subset="main", split="train[:2]")
     prompts = load_prompts(source, tokenizer, 100)
     assert asked == [(("owner/sums-v1.5", "main"), {"split": "train[:2]"})]
@@ -88,14 +95,17 @@ def test_a_hub_data_set_is_asked_for_by_id_subset_and_split(monkeypatch, tokeniz
     assert [prompt.columns for prompt in prompts.prompts] == [{"level": 1}, {"level": 2}]
 
 
+@pytest.mark.parametrize("function", ["load_dataset_builder", "load_dataset"])
 @pytest.mark.parametrize("kind", [FileNotFoundError, ConnectionError, ValueError])
-def test_an_error_of_the_hub_becomes_one_line(monkeypatch, tokenizer, kind):
+def test_an_error_of_the_hub_becomes_one_line(monkeypatch, tokenizer, kind, function):
     import datasets
 
     def load_dataset(*args, **kwargs):
         raise kind("no luck\nmany more lines")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, function, load_dataset)
+    if function == "load_dataset":
+        monkeypatch.setattr(datasets, "load_dataset_builder", parquet_builder)
     expected = FileNotFoundError if kind is FileNotFoundError else ValueError
     with pytest.raises(expected, match=r"data\.train\.path: cannot (find|read) 'owner/sums': no luck$"):
         load_prompts(PromptSource("owner/sums"), tokenizer, 100)
@@ -193,7 +203,8 @@ def test_answers_become_text(load, answer, expected):
         ("  ", "has no answer"),
         ([""], "has no answer"),
         (float("nan"), "has no answer"),
-        (["1", "2"], r"has the answer \['1', '2'\], expected"),
+        (["1", ["2"]], r"has the answer \['1', \['2'\]\], expected"),
+        (["1", ""], "has no answer"),
         ([], r"has the answer \[\]"),
         ({"x": 1}, r"has the answer {'x': 1}"),
         (True, "has the answer True"),
@@ -201,7 +212,7 @@ def test_answers_become_text(load, answer, expected):
     ],
 )
 def test_an_unusable_answer_is_refused_with_its_row(load, answer, message):
-    where = r"^data\.train\.answer_column='answer': row 1 of '.*sums.jsonl' \(counting from 0\) "
+    where = r"^data\.train\.answer_column='answer': line 2 of '.*sums.jsonl' "
     with pytest.raises(ValueError, match=where + message):
         load([ROWS[0], {"prompt": "a", "answer": answer}])
 
@@ -220,12 +231,12 @@ def test_an_unusable_answer_is_refused_with_its_row(load, answer, message):
     ],
 )
 def test_an_unusable_prompt_is_refused_with_its_row(load, prompt, message):
-    with pytest.raises(ValueError, match=r"^data\.train\.prompt_column='prompt': row 1 of .*" + message):
+    with pytest.raises(ValueError, match=r"^data\.train\.prompt_column='prompt': line 2 of .*" + message):
         load([ROWS[0], {"prompt": prompt, "answer": "a"}])
 
 
 def test_one_prompt_with_two_answers_is_refused(load):
-    with pytest.raises(ValueError, match=r"rows 0 and 2 of .* different answers, '2' and '3'"):
+    with pytest.raises(ValueError, match=r"lines 1 and 3 of .* different answers, '2' and '3'"):
         load([*ROWS, {"prompt": "1+1=", "answer": "3"}])
 
 
@@ -243,7 +254,7 @@ def test_a_pattern_takes_the_answer_out_of_a_solution(load):
     assert [prompt.answer for prompt in load(rows, answer_pattern="#### (.+)").prompts] == ["1,234", "5"]
     rows = [{"prompt": "a", "answer": r"\boxed{1} and so \boxed{\frac{1}{2}}."}]
     assert load(rows, answer_pattern="boxed").prompts[0].answer == r"\frac{1}{2}"
-    with pytest.raises(ValueError, match=r"answer_column='answer': row 1 of .* answer_pattern='boxed' finds in 'no'"):
+    with pytest.raises(ValueError, match=r"answer_column='answer': line 2 of .* answer_pattern='boxed' finds in 'no'"):
         load([*rows, {"prompt": "b", "answer": "no"}], answer_pattern="boxed")
 
 
@@ -255,7 +266,7 @@ def test_a_pattern_takes_the_problem_out_of_its_instructions(load):
         assert prompt.question == "What is 1+1?"
         assert prompt.text == "<user>What is 1+1?\n<assistant>"
     with pytest.raises(
-        ValueError, match=r"prompt_column='prompt': row 0 of .* prompt_pattern=.* does not match: '1\+1='"
+        ValueError, match=r"prompt_column='prompt': line 1 of .* prompt_pattern=.* does not match: '1\+1='"
     ):
         load(ROWS, prompt_pattern=pattern)
 
@@ -335,13 +346,13 @@ def test_a_tokenizer_without_chat_template_needs_a_template(load, base_tokenizer
 
 def test_a_template_with_one_place_refuses_a_conversation(load):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
-    with pytest.raises(ValueError, match=r"has a place for one message, but row 0 of .* has 2"):
+    with pytest.raises(ValueError, match=r"has a place for one message, but line 1 of .* has 2"):
         load([{"prompt": messages, "answer": "1"}], template="{prompt}")
 
 
 def test_a_refusal_of_the_chat_template_names_the_row(load, make_tokenizer):
     tokenizer = make_tokenizer("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}")
-    with pytest.raises(ValueError, match=r"chat template refuses row 0 of .*: no system"):
+    with pytest.raises(ValueError, match=r"chat template refuses line 1 of .*: no system"):
         load(ROWS, tokenizer=tokenizer, system_prompt="s")
 
 
@@ -351,13 +362,13 @@ def test_a_refusal_of_the_chat_template_names_the_row(load, make_tokenizer):
         ("a.jsonl", "", "has no rows"),
         ("a.json", "[]", "has no rows"),
         ("a.csv", "prompt,answer\n", "has no rows"),
-        ("a.jsonl", json.dumps(ROWS[0]) + "\n{broken", r"row 1 \(counting from 0\): Expecting"),
+        ("a.jsonl", json.dumps(ROWS[0]) + "\n{broken", r"line 2: Expecting"),
         ("a.json", "[{broken", "cannot read .*: Expecting"),
-        ("a.jsonl", "5", r"row 0 \(counting from 0\) is a int, not an object"),
-        ("a.csv", "prompt,answer\na,b,c\n", r"row 0 .* more cells than the header"),
-        ("a.jsonl", b'{"prompt": "a", "answer": "1"}\n{"prompt": "caf\xe9"}', r"row 1 .*is not UTF-8, byte 0xe9"),
-        ("a.csv", b"prompt,answer\na,1\ncaf\xe9,2\n", r"line 2 \(counting from 0\) is not UTF-8, byte 0xe9"),
-        ("a.txt", "hello", r"is none of \.jsonl, \.json, \.csv, \.parquet"),
+        ("a.jsonl", "5", r"line 1 is a int, not an object"),
+        ("a.csv", "prompt,answer\na,b,c\n", r"line 2 has more cells than the header, 3 and 2"),
+        ("a.jsonl", b'{"prompt": "a", "answer": "1"}\n{"prompt": "caf\xe9"}', r"line 2 is not UTF-8, byte 0xe9"),
+        ("a.csv", b"prompt,answer\na,1\ncaf\xe9,2\n", r"line 3 is not UTF-8, byte 0xe9"),
+        ("a.txt", "hello", r"is none of \.jsonl, \.json, \.csv, \.tsv, \.parquet"),
     ],
 )
 def test_unreadable_files_are_refused(load, file, text, message):

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # test modules import them, too
+
 
 @pytest.fixture(scope="session", autouse=True)
 def hostile_rewards_are_importable():

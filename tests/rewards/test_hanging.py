@@ -1,0 +1,60 @@
+"""Rewards that hang are said at the first time-out, and end a run within a few time limits."""
+
+import time
+
+import pytest
+import team_rewards as team
+
+from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.errors import RunError
+from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
+from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+
+
+class Echo(Generator):
+    """Answers with the text that stands in the prompt's answer."""
+
+    def __init__(self, make_rollout):
+        self.make_rollout = make_rollout
+
+    def generate(self, policy, tokenizer, requests, *, max_response_length, temperature):
+        return [self.make_rollout(r.prompt, r.sample_index, (1,), r.prompt.answer) for r in requests]
+
+
+class NoPolicy:
+    def eval(self):
+        pass
+
+
+def collect(reward, make_rollout, batch, **config):
+    with RewardScorer(reward, ScoringConfig(num_workers=2, time_limit=0.5, **config)) as scorer:
+        collector = RolloutCollector(Echo(make_rollout), scorer, SamplingConfig(), (4, 1))
+        scorer.score([make_rollout(batch.prompts[0], 0, (1,), "warm")] if reward is not team.hang else [])
+        rollouts, _ = collector.sample(NoPolicy(), None, batch, "train", temperature=1.0)
+        return collector.score(batch, rollouts)
+
+
+@pytest.mark.parametrize(
+    ("num_rollouts", "message"),
+    [
+        (32, r"rewards of 2 of the first 2 rollouts failed \(timeout: 2, crash: 0\), of a batch of 32: above"),
+        (4096, r"reward 'hang' hangs: none of the first 6 responses .*model\.scoring\.time_limit=0\.5 seconds"),
+    ],
+)
+def test_a_reward_that_always_hangs_ends_the_run_soon(make_prompt, make_batch, make_rollout, num_rollouts, message):
+    batch = make_batch([make_prompt(0)], [num_rollouts])
+    start = time.monotonic()
+    with (
+        pytest.warns(UserWarning, match=r"reward 'hang': .*model\.scoring\.time_limit=0\.5"),
+        pytest.raises(RunError) as error,
+    ):
+        collect(team.hang, make_rollout, batch)
+    assert time.monotonic() - start < 30.0, "most of it is the start of two workers"
+    error.match(message)
+
+
+def test_a_few_that_hang_do_not_end_the_run(make_prompt, make_batch, make_rollout):
+    batch = make_batch([make_prompt(0, answer="hang"), make_prompt(1, answer="fine")], [2, 62])
+    with pytest.warns(UserWarning, match="got no reward within"):
+        outcomes = collect(team.hang_if_told, make_rollout, batch)
+    assert [outcome.score.failure for outcome in outcomes] == ["timeout"] * 2 + [None] * 62
