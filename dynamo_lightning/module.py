@@ -33,7 +33,8 @@ from dynamo_lightning.losses.advantages import assign_advantages
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy.agreement import choose_layout
 from dynamo_lightning.policy.dropout import set_training_mode
-from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.lengths import check_lengths
+from dynamo_lightning.policy.loading import PolicyConfig, load_architecture, load_policy, load_tokenizer
 from dynamo_lightning.policy.lora import without_adapters
 from dynamo_lightning.policy.reading import set_token_layout
 from dynamo_lightning.policy.sharding import shard_policy
@@ -192,6 +193,11 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
                 f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
             )
+        check_lengths(
+            load_architecture(self.model_name, self.policy_config),
+            self.datamodule.longest_prompt(),
+            self.sampling.max_response_length,
+        )
         if stage == "fit":
             self.check_fit_options()
         self.collector.scorer.start()
