@@ -130,6 +130,7 @@ class RolloutCollector:
                 [requests[position] for position in positions],
                 max_response_length=self.sampling.max_response_length,
                 temperature=temperature,
+                **self.sampling.stop_options(),
             )
             rollouts.update(zip(positions, sampled, strict=True))
             self.scorer.submit([rollouts[position] for position in positions if position < num_own])

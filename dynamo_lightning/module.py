@@ -89,7 +89,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
         pass_at_k: The k of every pass@k that evaluations report, each at most `data.eval_rollouts_per_prompt`.
-        eval_temperature: Divides the logits in evaluations.
+        eval_temperature: Divides the logits in evaluations; 0 is greedy, which needs one response per prompt only.
         evaluation: What `test` reports and keeps.
     """
 
@@ -115,8 +115,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         super().__init__()
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise UserError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
-        if eval_temperature <= 0:
-            raise UserError(f"model.eval_temperature must be positive, got {eval_temperature}")
+        if eval_temperature < 0:
+            raise UserError(f"model.eval_temperature must not be negative, got {eval_temperature}")
         if one_step_off and not generator.works_ahead:
             raise UserError(
                 "model.one_step_off=true needs a generator that works beside the update, which this model.generator "

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks, world_size
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.policy.loading import eos_token_ids
 from dynamo_lightning.policy.sharding import unwrapped
-from dynamo_lightning.rollout.generator import Generator
+from dynamo_lightning.rollout.generator import NO_STOP, Generator
+from dynamo_lightning.rollout.stopping import StopConfig, StopRule, stop_rule
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class GumbelSampler:
     Args:
         seeds: Seed of each sequence, `[num_sequences]`, int64.
         prompt_length: Padded length of the prompts.
-        temperature: Divides the logits.
+        temperature: Divides the logits; 0 takes the likeliest token, with its log-probability at temperature 1.
     """
 
     def __init__(self, seeds: Tensor, prompt_length: int, temperature: float) -> None:
@@ -85,7 +85,10 @@ class GumbelSampler:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Noisy scores, `[num_sequences, vocab_size]`, whose arg-max is the sampled token."""
-        logprobs = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        logprobs = torch.log_softmax(scores.float() / (self.temperature or 1.0), dim=-1)
+        if self.temperature == 0:
+            self.sampled_logprobs.append(logprobs.amax(-1))
+            return logprobs
         noise = gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, scores.shape[-1])
         noisy = logprobs + noise
         self.sampled_logprobs.append(logprobs.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1))
@@ -118,12 +121,14 @@ class TransformersGenerator(Generator):
         *,
         max_response_length: int,
         temperature: float,
+        stop: StopConfig = NO_STOP,
     ) -> list[Rollout]:
         """See the base class."""
+        rule = stop_rule(policy, tokenizer, stop)
         rollouts: dict[int, Rollout] = {}
         for chosen in self.batches(requests):
             sampled = _generate_batch(
-                policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature
+                policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature, rule
             )
             rollouts.update(zip(chosen, sampled, strict=True))
         return [rollouts[i] for i in range(len(requests))]
@@ -135,6 +140,7 @@ def _generate_batch(
     requests: Sequence[RolloutRequest],
     max_response_length: int,
     temperature: float,
+    rule: StopRule,
 ) -> list[Rollout]:
     """Responses side by side, prompts padded on the left; every few tokens those that have ended are left out."""
     prompt_length = max(len(request.prompt.token_ids) for request in requests)
@@ -145,24 +151,25 @@ def _generate_batch(
         prompts[row, prompt_length - length :] = torch.tensor(request.prompt.token_ids)
         attention_mask[row, prompt_length - length :] = 1
     prompts, attention_mask = prompts.to(policy.device), attention_mask.to(policy.device)
-    stop_ids = eos_token_ids(policy, tokenizer)
     seeds = torch.tensor([request.seed for request in requests], dtype=torch.int64, device=policy.device)
     responses: list[list[int]] = [[] for _ in requests]
     logprobs: list[list[float]] = [[] for _ in requests]
+    ended = [False] * len(requests)
     running = list(range(len(requests)))
     sequences, cache = prompts, None
     for start in range(0, max_response_length, SEGMENT_LENGTH):
         sampler = GumbelSampler(seeds[running or [0]], prompt_length, temperature)
         num_new = min(SEGMENT_LENGTH, max_response_length - start)
-        longer, cache = _continue(policy, sequences, attention_mask, cache, sampler, num_new, stop_ids, tokenizer)
+        longer, cache = _continue(policy, sequences, attention_mask, cache, sampler, num_new, rule.token_ids, tokenizer)
         new_tokens = longer[:, sequences.shape[1] :].tolist()
         new_logprobs = torch.stack(sampler.sampled_logprobs, dim=1).tolist()
         unfinished = []
         for position, row in enumerate(running):
-            tokens = new_tokens[position]
-            end = next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), None)
-            responses[row] += tokens[:end]
-            logprobs[row] += new_logprobs[position][:end]
+            responses[row] += new_tokens[position]
+            logprobs[row] += new_logprobs[position]
+            end = rule.response_length(responses[row], tokenizer)
+            responses[row], logprobs[row] = responses[row][:end], logprobs[row][:end]
+            ended[row] = end is not None
             if end is None:
                 unfinished.append(position)
         if not max_over_ranks(len(unfinished), policy.device):
@@ -176,10 +183,9 @@ def _generate_batch(
         else:  # a sharded policy runs on all ranks or on none: this one goes along with the others
             sequences, attention_mask, cache = prompts[:1], torch.ones_like(prompts[:1]), None
     rollouts = []
-    for request, tokens, values in zip(requests, responses, logprobs, strict=True):
+    for request, tokens, values, end in zip(requests, responses, logprobs, ended, strict=True):
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-        truncated = tokens[-1] not in stop_ids
-        rollouts.append(Rollout(request.prompt, request.sample_index, tuple(tokens), tuple(values), text, truncated))
+        rollouts.append(Rollout(request.prompt, request.sample_index, tuple(tokens), tuple(values), text, not end))
     return rollouts
 
 
