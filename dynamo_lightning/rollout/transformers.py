@@ -9,7 +9,7 @@ response does not depend on its neighbours in the batch, on the rank or on any g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -229,7 +229,19 @@ def _continue(
 
 def _select_rows(cache: Cache | None, rows: Sequence[int]) -> Cache | None:
     """Only these rows of a cache; none, so that the sequences are read again, if it is of a kind that has no rows."""
-    if cache is None or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+    from transformers import cache_utils
+
+    own_kind = type(cache).__module__ != cache_utils.__name__  # a model's own, with states that need not follow
+    if cache is None or own_kind or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
         return None
     cache.batch_select_indices(torch.tensor(rows))
-    return cache
+    has_other_rows = any(state.ndim > 1 and state.shape[0] != len(rows) for state in _states(cache))
+    return None if has_other_rows else cache
+
+
+def _states(cache: Cache) -> Iterator[Tensor]:
+    """Every tensor in the layers of a cache."""
+    for value in (value for layer in cache.layers for value in vars(layer).values()):
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            if isinstance(part, Tensor):
+                yield part

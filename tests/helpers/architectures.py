@@ -32,7 +32,15 @@ SIZES = {
 """Given to every configuration that takes them."""
 
 LAYERS = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
-MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+MLA = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "head_dim": ...,
+    "num_key_value_heads": 4,
+}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
 SPECIAL: dict[str, dict] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
@@ -40,7 +48,7 @@ SPECIAL: dict[str, dict] = {
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
     "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 64},
     "bloom": {"n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "dff": 48},
@@ -80,7 +88,7 @@ SPECIAL: dict[str, dict] = {
     "qwen3_5_text": {**LAYERS, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
                      "linear_value_head_dim": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
+    "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 8, "num_key_value_heads": 4},
     "llama4_text": {"intermediate_size_mlp": 48, "attention_chunk_size": 16},
     "phi3": {"original_max_position_embeddings": 64},
     "phimoe": {"original_max_position_embeddings": 64},
@@ -96,6 +104,7 @@ SPECIAL: dict[str, dict] = {
                      "activation_sparsity_pattern": [0.0, 0.0], "vocab_size_per_layer_input": 64,
                      "layer_types": ["sliding_attention", "full_attention"]},
     "xlstm": {"num_heads": 4, "num_blocks": 2, "chunkwise_kernel": "chunkwise--native_autograd"},
+    "diffllama": {"attention_dropout": 0.0},
     "doge": {"num_experts": 4, "is_moe": False},
 }  # fmt: skip
 """Further settings of single architectures, by model type."""
@@ -126,7 +135,7 @@ def tiny_config(name: str, vocab_size: int):
         known |= set(getattr(base, "__annotations__", {}))
     known |= set(getattr(config_class, "attribute_map", {}))
     settings = {key: value for key, value in SIZES.items() if key in known} | SPECIAL.get(name, {})
-    return config_class(vocab_size=vocab_size, **settings)
+    return config_class(vocab_size=vocab_size, **{key: value for key, value in settings.items() if value is not ...})
 
 
 def write_model(name: str, folder: Path):
@@ -139,10 +148,12 @@ def write_model(name: str, folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (folder / "config.json").unlink()
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(name, 64), dtype=torch.float32)
-    size = sum(parameter.numel() for parameter in model.parameters())
+    config = tiny_config(name, 64)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     if size > 3e6:
-        raise ValueError(f"not tiny: {size} parameters, {type(model).__name__}")
+        raise ValueError(f"not tiny: {size} parameters")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -154,6 +165,8 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
 
     Everything from the policy's loading to its export is the package's own; only Lightning's trainer is left out.
     """
+    from transformers.models.auto import tokenization_auto
+
     from dynamo_lightning.export import export_policy
     from dynamo_lightning.losses.advantages import assign_advantages
     from dynamo_lightning.module import PolicyModule
@@ -162,9 +175,12 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     from dynamo_lightning.rollout.generator import SamplingConfig
     from dynamo_lightning.types import Collected, Outcome, Prompt, RolloutRequest, Score
     from dynamo_lightning.update.config import UpdateConfig
+    from dynamo_lightning.update.sampling_check import sampling_tolerance
     from dynamo_lightning.update.scoring import scoring_pass
     from dynamo_lightning.update.steps import update_policy
 
+    # Where mistral_common is installed without all it needs, no tokenizer of a Mistral model can be loaded.
+    tokenization_auto._use_mistral_format = lambda *arguments, **options: False
     write_model(name, folder / "model")
 
     def make_module():
@@ -208,7 +224,10 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
         batch = PromptBatch(iteration, tuple(prompts), (3,) * n, (0.5,) * n, (0.25,) * n, (True,) * n)
         collected = Collected((batch,), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
         scored = assign_advantages(collected, module.loss.advantage)
-        experience = scoring_pass(module.policy, None, scored, module.loss, module.update_config, 1.0)
+        tolerance = sampling_tolerance(None, module.collector.generator, module.policy, staleness=0)
+        experience = scoring_pass(
+            module.policy, None, scored, module.loss, module.update_config, 1.0, logp_tolerance=tolerance
+        )
         parts = experience.old_logprobs.split([len(r.token_ids) for r in rollouts])
         with torch.no_grad():
             for rollout, part in zip(rollouts, parts, strict=True):
