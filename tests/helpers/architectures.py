@@ -111,11 +111,12 @@ SPECIAL: dict[str, dict] = {
 
 NOT_CAUSAL_LM = "part of a model with an encoder or of images, sound or proteins"
 DEFAULT = (
-    "llama", "qwen2", "gemma2", "granite", "cohere2", "minicpm3", "gpt2", "opt", "phi3", "mixtral", "gpt_oss",
+    "llama", "qwen2", "gemma2", "granite", "cohere2", "minicpm3", "gpt2", "opt", "phi3", "qwen3_moe", "gpt_oss",
     "stablelm", "nemotron", "llama4_text", "bloom", "mamba",
 )  # fmt: skip
 """Of diverse kinds: run by the default tests."""
 TESTED = (*DEFAULT,)
+REFUSED = ("bart", "minimax")
 
 
 def names() -> list[str]:
