@@ -218,13 +218,13 @@ def _continue(
             output = model.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
                 input_ids=sequences,
                 attention_mask=attention_mask,
-                past_key_values=cache,
+                **({} if cache is None else {"past_key_values": cache}),
                 logits_processor=LogitsProcessorList([sampler]),
                 synced_gpus=world_size() > 1,
             )
         finally:
             model.generation_config = own_config
-    return output.sequences, output.past_key_values
+    return output.sequences, output.get("past_key_values")
 
 
 def _select_rows(cache: Cache | None, rows: Sequence[int]) -> Cache | None:

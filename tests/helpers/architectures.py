@@ -1,7 +1,7 @@
 """Tiny random models of transformers' causal architectures, each trained for two iterations and exported.
 
-`python tests/helpers/architectures.py` runs all of them, each in a process of its own, and prints the table of
-docs/models.md; `python tests/helpers/architectures.py NAME …` runs the named ones and shows tracebacks.
+`python tests/helpers/architectures.py > results.jsonl` runs all of them, `… NAME …` the named ones (`SHOW=1` shows
+tracebacks), and `python tests/helpers/architectures.py --table results.jsonl` prints the table of docs/models.md.
 """
 
 from __future__ import annotations
@@ -109,13 +109,27 @@ SPECIAL: dict[str, dict] = {
 }  # fmt: skip
 """Further settings of single architectures, by model type."""
 
-NOT_CAUSAL_LM = "part of a model with an encoder or of images, sound or proteins"
 DEFAULT = (
     "llama", "qwen2", "gemma2", "granite", "cohere2", "minicpm3", "gpt2", "opt", "phi3", "qwen3_moe", "gpt_oss",
     "stablelm", "nemotron", "llama4_text", "bloom", "mamba",
 )  # fmt: skip
 """Of diverse kinds: run by the default tests."""
-TESTED = (*DEFAULT,)
+TESTED = (
+    "afmoe", "apertus", "arcee", "aria_text", "bamba", "bert", "bert-generation", "big_bird", "biogpt", "bitnet",
+    "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm", "deepseek_v2", "deepseek_v3",
+    "deepseek_v4", "diffllama", "doge", "dots1", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "fuyu", "gemma", "gemma2", "gemma3_text",
+    "gemma3n_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo",
+    "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoehybrid", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
+    "hyperclovax", "jais2", "jamba", "jetmoe", "laguna", "lfm2", "llama", "llama4_text", "mamba", "mamba2",
+    "megatron-bert", "mellum", "mimo_v2_flash", "minicpm3", "minimax_m2", "minimax_m3_vl_text", "ministral",
+    "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo",
+    "olmo2", "olmo3", "olmo_hybrid", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "rembert", "roformer", "seed_oss", "smollm3", "solar_open",
+    "stablelm", "starcoder2", "vaultgemma", "xglm",
+)  # fmt: skip
+"""Accepted: their largest difference of log-probabilities is below 1e-3 nats in float32."""
 REFUSED = ("bart", "minimax")
 
 
@@ -270,7 +284,31 @@ def survey(chosen: list[str]) -> dict[str, dict]:
     return found
 
 
+def table(results: dict[str, dict]) -> str:
+    """What `survey` found as Markdown."""
+    accepted = {name: result for name, result in results.items() if "sampled" in result}
+    lines = [f"{len(accepted)} architectures are accepted:", ""]
+    lines += ["| model type | attention kernel | layout | sampled − scored | own − scored |", "|---|---|---|---|---|"]
+    for name, result in accepted.items():
+        numbers = f"{result['sampled']:.0e} | {result['own']:.0e}"
+        lines.append(f"| `{name}` | {result['kernel']} | {result['layout']} | {numbers} |")
+    refused = {name: result["refused"] for name, result in results.items() if "refused" in result}
+    lines += ["", f"{len(refused)} are refused in the first iteration:", "", "| model type | reason |", "|---|---|"]
+    lines += [f"| `{name}` | {reason.partition('(model.sampling')[0].strip()} |" for name, reason in refused.items()]
+    failed = {name: result["failed"] for name, result in results.items() if "failed" in result}
+    lines += ["", f"{len(failed)} were not tried to the end, because no tiny model of them could be made or run:", ""]
+    lines += ["| model type | what happened |", "|---|---|"]
+    lines += [f"| `{name}` | {' '.join(reason.split())[:110].replace('|', '/')} |" for name, reason in failed.items()]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or names():
-        print(json.dumps({name: survey([name])[name]}), flush=True)
+    if sys.argv[1:2] == ["--table"]:
+        results: dict[str, dict] = {}
+        for line in Path(sys.argv[2]).read_text().splitlines():
+            results.update(json.loads(line))
+        print(table(results))
+    else:
+        for name in sys.argv[1:] or names():
+            print(json.dumps(survey([name])), flush=True)
