@@ -133,6 +133,7 @@ class RolloutCollector:
                 [requests[position] for position in positions],
                 max_response_length=self.sampling.max_response_length,
                 temperature=temperature,
+                **self.sampling.stop_options(),
             )
             rollouts.update(zip(positions, sampled, strict=True))
             if not self.scorer.reward.needs_group:  # a group is scored when it is complete

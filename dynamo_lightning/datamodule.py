@@ -186,6 +186,11 @@ class RolloutDataModule(L.LightningDataModule):
                 for prompt in prompts:
                     self._name_place(prompt, partial(check_answer, reward, prompt))
 
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt of all that are loaded, to train on or to evaluate with; 0 without any."""
+        loaded = (prompts for group in self._prompts.values() for prompts in group)
+        return max((len(prompt.token_ids) for prompts in loaded for prompt in prompts), default=0)
+
     def check_answers(self, check: Callable[[str], None]) -> None:
         """Call `check` on every reference answer that is loaded, so that a bad one is found before any training.
 

@@ -32,7 +32,8 @@ from dynamo_lightning.evaluation.loops import EvaluationLoops
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy.agreement import choose_layout
 from dynamo_lightning.policy.dropout import set_training_mode
-from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.policy.lengths import check_lengths
+from dynamo_lightning.policy.loading import PolicyConfig, load_architecture, load_policy, load_tokenizer
 from dynamo_lightning.policy.lora import without_adapters
 from dynamo_lightning.policy.reading import set_token_layout
 from dynamo_lightning.policy.sharding import shard_policy
@@ -90,7 +91,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
         pass_at_k: The k of every pass@k that evaluations report, each at most `data.eval_rollouts_per_prompt`.
-        eval_temperature: Divides the logits in evaluations.
+        eval_temperature: Divides the logits in evaluations; 0 is greedy, which needs one response per prompt only.
         evaluation: What `test` reports and keeps.
     """
 
@@ -116,8 +117,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         super().__init__()
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise UserError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
-        if eval_temperature <= 0:
-            raise UserError(f"model.eval_temperature must be positive, got {eval_temperature}")
+        if eval_temperature < 0:
+            raise UserError(f"model.eval_temperature must not be negative, got {eval_temperature}")
         if one_step_off and not generator.works_ahead:
             raise UserError(
                 "model.one_step_off=true needs a generator that works beside the update, which this model.generator "
@@ -189,6 +190,11 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
                 f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
             )
+        check_lengths(
+            load_architecture(self.model_name, self.policy_config),
+            self.datamodule.longest_prompt(),
+            self.sampling.max_response_length,
+        )
         if stage == "fit":
             self.check_fit_options()
         self.collector.scorer.start()

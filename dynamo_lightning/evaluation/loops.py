@@ -132,6 +132,7 @@ class EvaluationLoops(L.LightningModule):
             "generator_settings": self.collector.generator.settings(),
             "temperature": self.eval_temperature,
             "max_response_length": self.sampling.max_response_length,
+            **{name: vars(stop) for name, stop in self.sampling.stop_options().items()},
             "seed": run_seed(),
             "reward": describe(self.reward),
         }

@@ -77,6 +77,10 @@ class PolicyLoss:
     """c_H: adds `−c_H · mean token entropy` to the loss."""
     kl_coefficient: float = 0.0
     """c_kl: adds `c_kl · KL` to a frozen copy of the starting policy (estimator k3)."""
+    mask_truncated: bool = False
+    """Leave responses that the length limit cut off out of the loss (DAPO's overlong filtering, TRL's
+    `mask_truncated_completions`). As in TRL, their rewards still count in the baseline, and they and their tokens in
+    the denominators: the other responses weigh what they would weigh without the option."""
     engine_mismatch: EngineMismatch = field(default_factory=EngineMismatch)
     """Weights for tokens that another engine sampled."""
 

@@ -36,6 +36,12 @@ def logprob_difference(policy: PreTrainedModel) -> float:
     return float(torch.cat(differences).mean())
 
 
+def has_mask_table(policy: PreTrainedModel) -> bool:
+    """Whether a model keeps a causal mask of its longest sequence, so that no row may be longer."""
+    longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    return any(buffer.ndim == 4 and buffer.shape[-2:] == (longest, longest) for buffer in policy.buffers())
+
+
 def choose_layout(policy: PreTrainedModel) -> TokenLayout:
     """Find the layout in which a policy's scored log-probabilities are its own: packed if possible, else padded.
 
@@ -45,8 +51,15 @@ def choose_layout(policy: PreTrainedModel) -> TokenLayout:
         UserError: If there is none.
     """
     reason = ""
-    takes_positions = "position_ids" in call_options(policy, position_ids=None)
-    for layout in ("packed", "padded") if takes_positions else ("padded",):
+    layouts: tuple[TokenLayout, ...] = ("packed", "padded")
+    if "position_ids" not in call_options(policy, position_ids=None):
+        layouts, reason = (
+            ("padded",),
+            f"{type(policy).__name__} takes no positions, which keep packed sequences apart",
+        )
+    elif has_mask_table(policy):
+        layouts, reason = ("padded",), f"{type(policy).__name__} has a causal mask of fixed size: rows cannot be longer"
+    for layout in layouts:
         set_token_layout(policy, layout)
         try:
             check_packing(policy)
@@ -57,8 +70,8 @@ def choose_layout(policy: PreTrainedModel) -> TokenLayout:
         if difference <= limit:
             if layout == "padded":
                 rank_zero_warn(
-                    f"{reason or type(policy).__name__ + ' takes no position_ids'}. Until then sequences are padded "
-                    "to the longest of a micro-batch instead, which is right, but slower"
+                    f"{reason}. Sequences are padded to the longest of their micro-batch instead, which gives the same "
+                    "numbers more slowly"
                 )
             return layout
         reason = (

@@ -16,7 +16,7 @@ from dynamo_lightning.policy.dropout import disable_dropout
 from dynamo_lightning.policy.lora import LoraConfig, add_adapters
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,27 @@ def load_tokenizer(model_name: str, config: PolicyConfig | None = None) -> PreTr
     return tokenizer
 
 
+def load_architecture(model_name: str, config: PolicyConfig) -> PretrainedConfig:
+    """The configuration of a model, without its weights."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        resolve_model_name(model_name),
+        trust_remote_code=config.trust_remote_code,
+        **({"revision": config.revision} if config.revision else {}),
+    )
+
+
 def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
     """Load a causal language model on the CPU, ready for training.
 
     Raises:
         UserError: If the attention kernel is unknown or not installed, or the layers to compile cannot be found.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     path, trust = resolve_model_name(model_name), config.trust_remote_code
-    architecture = AutoConfig.from_pretrained(
-        path, trust_remote_code=trust, **({"revision": config.revision} if config.revision else {})
-    )
+    architecture = load_architecture(model_name, config)
     options: dict[str, Any] = {"trust_remote_code": trust, "dtype": architecture.dtype}
     if config.dtype != "auto":
         options["dtype"] = getattr(torch, config.dtype)

@@ -118,12 +118,14 @@ def fit_transform(inputs: Tensor, outputs: Tensor) -> LogitTransform | None:
     inputs, outputs = inputs.double(), outputs.double()
     if not torch.isfinite(outputs).all():
         return None
-    small = inputs.abs() < 0.1
-    if not small.any():
-        return None
-    ratio = (outputs[small] / inputs[small]).mean()
     linear = (outputs * inputs).sum() / inputs.square().sum()
-    for transform in (LogitTransform(float(linear)), LogitTransform(float(ratio), float(outputs.abs().max()))):
+    softcap = outputs.abs().max()
+    bent = (outputs.abs() > 1e-3 * softcap) & (outputs.abs() < 0.9 * softcap)  # where the function can be inverted
+    capped = softcap * torch.atanh(outputs[bent] / softcap) / inputs[bent]
+    candidates = [LogitTransform(float(linear))]
+    if len(capped):
+        candidates.append(LogitTransform(float(capped.mean()), float(softcap)))
+    for transform in candidates:
         if transform.scale > 0 and torch.allclose(transform(inputs), outputs, rtol=tolerance, atol=0.0):
             if abs(transform.scale - 1) < tolerance:
                 transform = LogitTransform(1.0, transform.softcap)

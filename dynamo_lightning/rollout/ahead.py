@@ -67,6 +67,7 @@ class RolloutsAhead:
             requests,
             max_response_length=self.sampling.max_response_length,
             temperature=self.sampling.temperature,
+            **self.sampling.stop_options(),
         )
         self._batch, self.version = batch, version
         self._under_way = self._threads.submit(sample)

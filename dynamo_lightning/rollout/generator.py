@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.rollout.stopping import StopConfig
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NO_STOP = StopConfig()
 
 
 @dataclass
@@ -24,6 +27,11 @@ class SamplingConfig:
     """Tokens after which a response is cut off."""
     temperature: float = 1.0
     """Divides the logits in training rollouts, and in the loss likewise."""
+    stop_strings: list[str] = field(default_factory=list)
+    """Strings that end a response, such as `<|im_end|>`, besides the end-of-sequence tokens; their tokens belong to the
+    response and are trained on."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """Further tokens that end a response, likewise."""
     logp_tolerance: float | None = None
     """Largest mean difference, in nats, between the log-probabilities that sampled the responses and those of the
     scoring pass; beyond it the run stops. `null` is 1e-3 in float32 and 0.05 in shorter types. Rollouts of older
@@ -37,6 +45,12 @@ class SamplingConfig:
             raise UserError(f"model.sampling.temperature must be positive, got {self.temperature}")
         if self.logp_tolerance is not None and not self.logp_tolerance > 0:
             raise UserError(f"model.sampling.logp_tolerance must be positive or null, got {self.logp_tolerance}")
+        self.stop_options()
+
+    def stop_options(self) -> dict[str, StopConfig]:
+        """The argument `stop` of a generator; none if only end-of-sequence tokens end a response."""
+        stop = StopConfig(tuple(self.stop_strings), tuple(self.stop_token_ids))
+        return {} if stop == StopConfig() else {"stop": stop}
 
 
 class Generator(ABC):
@@ -101,6 +115,7 @@ class Generator(ABC):
         *,
         max_response_length: int,
         temperature: float,
+        stop: StopConfig = NO_STOP,
     ) -> Callable[[], list[Rollout]]:
         """Prepare `generate`, whose arguments these are.
 
@@ -118,6 +133,7 @@ class Generator(ABC):
         *,
         max_response_length: int,
         temperature: float,
+        stop: StopConfig = NO_STOP,
     ) -> list[Rollout]:
         """Sample one response for each request.
 
@@ -128,7 +144,8 @@ class Generator(ABC):
             tokenizer: Decodes the responses.
             requests: `[num_requests]`; every rank passes equally many.
             max_response_length: Tokens after which a response is cut off.
-            temperature: Divides the logits.
+            temperature: Divides the logits; 0 takes the likeliest token each time.
+            stop: What ends a response besides end-of-sequence tokens.
 
         Returns:
             `[num_requests]`, in the order of the requests.

@@ -9,7 +9,7 @@ response does not depend on its neighbours in the batch, on the rank or on any g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks, world_size
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.policy.loading import eos_token_ids
 from dynamo_lightning.policy.sharding import unwrapped
-from dynamo_lightning.rollout.generator import Generator
+from dynamo_lightning.rollout.generator import NO_STOP, Generator
+from dynamo_lightning.rollout.stopping import StopConfig, StopRule, stop_rule
 from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class GumbelSampler:
     Args:
         seeds: Seed of each sequence, `[num_sequences]`, int64.
         prompt_length: Padded length of the prompts.
-        temperature: Divides the logits.
+        temperature: Divides the logits; 0 takes the likeliest token, with its log-probability at temperature 1.
     """
 
     def __init__(self, seeds: Tensor, prompt_length: int, temperature: float) -> None:
@@ -86,7 +86,10 @@ class GumbelSampler:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Noisy scores, `[num_sequences, vocab_size]`, whose arg-max is the sampled token."""
-        logprobs = torch.log_softmax(scores.float() / self.temperature, dim=-1)
+        logprobs = torch.log_softmax(scores.float() / (self.temperature or 1.0), dim=-1)
+        if self.temperature == 0:
+            self.sampled_logprobs.append(logprobs.amax(-1))
+            return logprobs
         noise = gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, scores.shape[-1])
         noisy = logprobs + noise
         self.sampled_logprobs.append(logprobs.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1))
@@ -119,12 +122,14 @@ class TransformersGenerator(Generator):
         *,
         max_response_length: int,
         temperature: float,
+        stop: StopConfig = NO_STOP,
     ) -> list[Rollout]:
         """See the base class."""
+        rule = stop_rule(policy, tokenizer, stop)
         rollouts: dict[int, Rollout] = {}
         for chosen in self.batches(requests):
             sampled = _generate_batch(
-                policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature
+                policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature, rule
             )
             rollouts.update(zip(chosen, sampled, strict=True))
         return [rollouts[i] for i in range(len(requests))]
@@ -136,6 +141,7 @@ def _generate_batch(
     requests: Sequence[RolloutRequest],
     max_response_length: int,
     temperature: float,
+    rule: StopRule,
 ) -> list[Rollout]:
     """Responses side by side, prompts padded on the left; every few tokens those that have ended are left out."""
     prompt_length = max(len(request.prompt.token_ids) for request in requests)
@@ -146,24 +152,25 @@ def _generate_batch(
         prompts[row, prompt_length - length :] = torch.tensor(request.prompt.token_ids)
         attention_mask[row, prompt_length - length :] = 1
     prompts, attention_mask = prompts.to(policy.device), attention_mask.to(policy.device)
-    stop_ids = eos_token_ids(policy, tokenizer)
     seeds = torch.tensor([request.seed for request in requests], dtype=torch.int64, device=policy.device)
     responses: list[list[int]] = [[] for _ in requests]
     logprobs: list[list[float]] = [[] for _ in requests]
+    ended = [False] * len(requests)
     running = list(range(len(requests)))
     sequences, cache = prompts, None
     for start in range(0, max_response_length, SEGMENT_LENGTH):
         sampler = GumbelSampler(seeds[running or [0]], prompt_length, temperature)
         num_new = min(SEGMENT_LENGTH, max_response_length - start)
-        longer, cache = _continue(policy, sequences, attention_mask, cache, sampler, num_new, stop_ids, tokenizer)
+        longer, cache = _continue(policy, sequences, attention_mask, cache, sampler, num_new, rule.token_ids, tokenizer)
         new_tokens = longer[:, sequences.shape[1] :].tolist()
         new_logprobs = torch.stack(sampler.sampled_logprobs, dim=1).tolist()
         unfinished = []
         for position, row in enumerate(running):
-            tokens = new_tokens[position]
-            end = next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), None)
-            responses[row] += tokens[:end]
-            logprobs[row] += new_logprobs[position][:end]
+            responses[row] += new_tokens[position]
+            logprobs[row] += new_logprobs[position]
+            end = rule.response_length(responses[row], tokenizer)
+            responses[row], logprobs[row] = responses[row][:end], logprobs[row][:end]
+            ended[row] = end is not None
             if end is None:
                 unfinished.append(position)
         if not max_over_ranks(len(unfinished), policy.device):
@@ -177,11 +184,10 @@ def _generate_batch(
         else:  # a sharded policy runs on all ranks or on none: this one goes along with the others
             sequences, attention_mask, cache = prompts[:1], torch.ones_like(prompts[:1]), None
     rollouts = []
-    for request, tokens, values in zip(requests, responses, logprobs, strict=True):
+    for request, tokens, values, end in zip(requests, responses, logprobs, ended, strict=True):
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-        truncated = tokens[-1] not in stop_ids
         arrays = np.array(tokens, dtype=np.int32), np.array(values, dtype=np.float32)
-        rollouts.append(Rollout(request.prompt, request.sample_index, *arrays, text, truncated))
+        rollouts.append(Rollout(request.prompt, request.sample_index, *arrays, text, not end))
     return rollouts
 
 
@@ -214,18 +220,30 @@ def _continue(
             output = model.generate(  # type: ignore[operator]  # a mixin's method that mypy takes for a buffer
                 input_ids=sequences,
                 attention_mask=attention_mask,
-                past_key_values=cache,
+                **({} if cache is None else {"past_key_values": cache}),
                 logits_processor=LogitsProcessorList([sampler]),
                 synced_gpus=world_size() > 1,
             )
         finally:
             model.generation_config = own_config
-    return output.sequences, output.past_key_values
+    return output.sequences, output.get("past_key_values")
 
 
 def _select_rows(cache: Cache | None, rows: Sequence[int]) -> Cache | None:
     """Only these rows of a cache; none, so that the sequences are read again, if it is of a kind that has no rows."""
-    if cache is None or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
+    from transformers import cache_utils
+
+    own_kind = type(cache).__module__ != cache_utils.__name__  # a model's own, with states that need not follow
+    if cache is None or own_kind or not all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
         return None
     cache.batch_select_indices(torch.tensor(rows))
-    return cache
+    has_other_rows = any(state.ndim > 1 and state.shape[0] != len(rows) for state in _states(cache))
+    return None if has_other_rows else cache
+
+
+def _states(cache: Cache) -> Iterator[Tensor]:
+    """Every tensor in the layers of a cache."""
+    for value in (value for layer in cache.layers for value in vars(layer).values()):
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+            if isinstance(part, Tensor):
+                yield part

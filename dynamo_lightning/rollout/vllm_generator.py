@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks, stop_together
 from dynamo_lightning.errors import RunError, UserError
-from dynamo_lightning.policy.loading import eos_token_ids
-from dynamo_lightning.rollout.generator import Generator
+from dynamo_lightning.rollout.generator import NO_STOP, Generator
+from dynamo_lightning.rollout.stopping import StopConfig, stop_rule
 from dynamo_lightning.rollout.vllm_http import ServerDown
 from dynamo_lightning.rollout.vllm_weights import (
     cast_weights,
@@ -238,6 +238,7 @@ class VLLMGenerator(Generator):
         *,
         max_response_length: int,
         temperature: float,
+        stop: StopConfig = NO_STOP,
     ) -> list[Rollout]:
         """See the base class.
 
@@ -246,7 +247,12 @@ class VLLMGenerator(Generator):
             RunError: If the engine has not been given the policy's weights as they are, or samples from others.
         """
         sample = self.begin(
-            policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
+            policy,
+            tokenizer,
+            requests,
+            max_response_length=max_response_length,
+            temperature=temperature,
+            stop=stop,
         )
         return sample()
 
@@ -258,6 +264,7 @@ class VLLMGenerator(Generator):
         *,
         max_response_length: int,
         temperature: float,
+        stop: StopConfig = NO_STOP,
     ) -> Callable[[], list[Rollout]]:
         """Check everything that `generate` needs, and return what does the rest without the policy.
 
@@ -272,24 +279,22 @@ class VLLMGenerator(Generator):
                 f"{longest + max_response_length} tokens, but model.generator.max_model_len is {self.context_length}: "
                 "raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
             )
-        stop_ids = eos_token_ids(policy, tokenizer)
-        params = self.sampling_params(stop_ids, max_response_length, temperature)
+        rule = stop_rule(policy, tokenizer, stop)
+        params = self.sampling_params(rule.token_ids, max_response_length, temperature)
         version = self.label(self._synced[0])
 
         def sample() -> list[Rollout]:
             completions = self.complete(requests, params, version)
             check_completions(completions, version)
-            return [
-                Rollout(
-                    request.prompt,
-                    request.sample_index,
-                    np.array(completion.token_ids, dtype=np.int32),
-                    np.array(completion.logprobs, dtype=np.float32),
-                    str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)),
-                    completion.token_ids[-1] not in stop_ids,
-                )
-                for request, completion in zip(requests, completions, strict=True)
-            ]
+            rollouts = []
+            for request, completion in zip(requests, completions, strict=True):
+                # The engine has no tokenizer: what follows a stop string that is no token of its own is cut off here.
+                end = rule.response_length(completion.token_ids, tokenizer)
+                tokens, logprobs = completion.token_ids[:end], completion.logprobs[:end]
+                text = str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+                arrays = np.array(tokens, dtype=np.int32), np.array(logprobs, dtype=np.float32)
+                rollouts.append(Rollout(request.prompt, request.sample_index, *arrays, text, end is None))
+            return rollouts
 
         return sample
 

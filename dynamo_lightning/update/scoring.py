@@ -150,7 +150,10 @@ def passes_per_rollout(loss: PolicyLoss, config: UpdateConfig, separate_engine: 
 
 def learnt_from(batch: RolloutBatch, loss: PolicyLoss) -> Tensor:
     """Which of this rank's rollouts the loss has a gradient for, `[num_rollouts]`, bool."""
-    return batch.advantages != 0 if loss.vanishes_without_advantage else torch.ones_like(batch.advantages).bool()
+    chosen = batch.advantages != 0 if loss.vanishes_without_advantage else torch.ones_like(batch.advantages).bool()
+    if loss.mask_truncated:
+        chosen = chosen & ~torch.tensor([rollout.truncated for rollout in batch.rollouts], dtype=torch.bool)
+    return chosen
 
 
 def scoring_pass(

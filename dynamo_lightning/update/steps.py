@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from dynamo_lightning.distributed import sum_over_ranks, world_size
+from dynamo_lightning.distributed import max_over_ranks, sum_over_ranks, world_size
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
@@ -26,6 +26,7 @@ from dynamo_lightning.policy.packing import MicroBatch, MicroBatches
 from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import clip_gradient, gradient_sync
 from dynamo_lightning.rollout.generator import SamplingConfig
+from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.denominators import advantages_at_later_step, kept_scale, step_weights
 from dynamo_lightning.update.sampling_check import (
@@ -129,9 +130,7 @@ def update_policy(module: PolicyHolder, experience: Experience) -> UpdateResult:
         group_prompts = experience.batch.group_prompts
         for prompts in split_prompts(int(group_prompts.max()) + 1, config.num_mini_batches):
             chosen = (group_prompts >= prompts.start) & (group_prompts < prompts.stop)
-            teaches = bool((experience.batch.group_teaches & chosen).any())
-            sampled = bool(experience.batch.group_sizes[chosen].any())
-            if teaches or (sampled and not module.loss.vanishes_without_advantage):
+            if has_gradient(experience.batch, module.loss, chosen, module.policy.device):
                 optimizer.zero_grad()
                 own: list[LogpDifference] = []
                 has_moved = bool(gradient_norms)
@@ -166,6 +165,16 @@ def add_metrics(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
 def as_floats(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """The numbers of scalar tensors, read from the device together."""
     return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
+
+
+def has_gradient(batch: RolloutBatch, loss: PolicyLoss, chosen: Tensor, device: torch.device) -> bool:
+    """Whether any rollout of the chosen groups has a part in the loss's gradient, on any rank; the same on all."""
+    if loss.mask_truncated:  # a group may teach by its truncated responses only
+        own = learnt_from(batch, loss) & chosen[batch.group_indices]
+        return bool(max_over_ranks(int(own.any()), device))
+    teaches = bool((batch.group_teaches & chosen).any())
+    sampled = bool(batch.group_sizes[chosen].any())
+    return teaches or (sampled and not loss.vanishes_without_advantage)
 
 
 def checked_difference(policy: PreTrainedModel, experience: Experience, own: LogpDifference) -> LogpDifference:

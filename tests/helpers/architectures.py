@@ -1,7 +1,7 @@
 """Tiny random models of transformers' causal architectures, each trained for two iterations and exported.
 
-`python tests/helpers/architectures.py` runs all of them, each in a process of its own, and prints the table of
-docs/models.md; `python tests/helpers/architectures.py NAME …` runs the named ones and shows tracebacks.
+`python tests/helpers/architectures.py > results.jsonl` runs all of them, `… NAME …` the named ones (`SHOW=1` shows
+tracebacks), and `python tests/helpers/architectures.py --table results.jsonl` prints the table of docs/models.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ SIZES = {
 """Given to every configuration that takes them."""
 
 LAYERS = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
-MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+MLA = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "head_dim": ...,
+    "num_key_value_heads": 4,
+}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
 SPECIAL: dict[str, dict] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
@@ -40,7 +48,7 @@ SPECIAL: dict[str, dict] = {
     "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
     "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 64},
     "bloom": {"n_layer": 2, "n_head": 4},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
     "ctrl": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "dff": 48},
@@ -80,7 +88,7 @@ SPECIAL: dict[str, dict] = {
     "qwen3_5_text": {**LAYERS, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
                      "linear_value_head_dim": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
+    "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 8, "num_key_value_heads": 4},
     "llama4_text": {"intermediate_size_mlp": 48, "attention_chunk_size": 16},
     "phi3": {"original_max_position_embeddings": 64},
     "phimoe": {"original_max_position_embeddings": 64},
@@ -96,17 +104,33 @@ SPECIAL: dict[str, dict] = {
                      "activation_sparsity_pattern": [0.0, 0.0], "vocab_size_per_layer_input": 64,
                      "layer_types": ["sliding_attention", "full_attention"]},
     "xlstm": {"num_heads": 4, "num_blocks": 2, "chunkwise_kernel": "chunkwise--native_autograd"},
+    "diffllama": {"attention_dropout": 0.0},
     "doge": {"num_experts": 4, "is_moe": False},
 }  # fmt: skip
 """Further settings of single architectures, by model type."""
 
-NOT_CAUSAL_LM = "part of a model with an encoder or of images, sound or proteins"
 DEFAULT = (
-    "llama", "qwen2", "gemma2", "granite", "cohere2", "minicpm3", "gpt2", "opt", "phi3", "mixtral", "gpt_oss",
+    "llama", "qwen2", "gemma2", "granite", "cohere2", "minicpm3", "gpt2", "opt", "phi3", "qwen3_moe", "gpt_oss",
     "stablelm", "nemotron", "llama4_text", "bloom", "mamba",
 )  # fmt: skip
 """Of diverse kinds: run by the default tests."""
-TESTED = (*DEFAULT,)
+TESTED = (
+    "afmoe", "apertus", "arcee", "aria_text", "bamba", "bert", "bert-generation", "big_bird", "biogpt", "bitnet",
+    "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm", "deepseek_v2", "deepseek_v3",
+    "deepseek_v4", "diffllama", "doge", "dots1", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "fuyu", "gemma", "gemma2", "gemma3_text",
+    "gemma3n_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo",
+    "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoehybrid", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3",
+    "hyperclovax", "jais2", "jamba", "jetmoe", "laguna", "lfm2", "llama", "llama4_text", "mamba", "mamba2",
+    "megatron-bert", "mellum", "mimo_v2_flash", "minicpm3", "minimax_m2", "minimax_m3_vl_text", "ministral",
+    "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo",
+    "olmo2", "olmo3", "olmo_hybrid", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "rembert", "roformer", "seed_oss", "smollm3", "solar_open",
+    "stablelm", "starcoder2", "vaultgemma", "xglm",
+)  # fmt: skip
+"""Accepted: their largest difference of log-probabilities is below 1e-3 nats in float32."""
+REFUSED = ("bart", "minimax")
 
 
 def names() -> list[str]:
@@ -126,7 +150,7 @@ def tiny_config(name: str, vocab_size: int):
         known |= set(getattr(base, "__annotations__", {}))
     known |= set(getattr(config_class, "attribute_map", {}))
     settings = {key: value for key, value in SIZES.items() if key in known} | SPECIAL.get(name, {})
-    return config_class(vocab_size=vocab_size, **settings)
+    return config_class(vocab_size=vocab_size, **{key: value for key, value in settings.items() if value is not ...})
 
 
 def write_model(name: str, folder: Path):
@@ -139,10 +163,12 @@ def write_model(name: str, folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (folder / "config.json").unlink()
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(name, 64), dtype=torch.float32)
-    size = sum(parameter.numel() for parameter in model.parameters())
+    config = tiny_config(name, 64)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     if size > 3e6:
-        raise ValueError(f"not tiny: {size} parameters, {type(model).__name__}")
+        raise ValueError(f"not tiny: {size} parameters")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -154,6 +180,8 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
 
     Everything from the policy's loading to its export is the package's own; only Lightning's trainer is left out.
     """
+    from transformers.models.auto import tokenization_auto
+
     from dynamo_lightning.export import export_policy
     from dynamo_lightning.losses.advantages import assign_advantages
     from dynamo_lightning.module import PolicyModule
@@ -162,9 +190,12 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     from dynamo_lightning.rollout.generator import SamplingConfig
     from dynamo_lightning.types import Collected, Outcome, Prompt, RolloutRequest, Score
     from dynamo_lightning.update.config import UpdateConfig
+    from dynamo_lightning.update.sampling_check import sampling_tolerance
     from dynamo_lightning.update.scoring import scoring_pass
     from dynamo_lightning.update.steps import update_policy
 
+    # Where mistral_common is installed without all it needs, no tokenizer of a Mistral model can be loaded.
+    tokenization_auto._use_mistral_format = lambda *arguments, **options: False
     write_model(name, folder / "model")
 
     def make_module():
@@ -208,7 +239,10 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
         batch = PromptBatch(iteration, tuple(prompts), (3,) * n, (0.5,) * n, (0.25,) * n, (True,) * n)
         collected = Collected((batch,), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
         scored = assign_advantages(collected, module.loss.advantage)
-        experience = scoring_pass(module.policy, None, scored, module.loss, module.update_config, 1.0)
+        tolerance = sampling_tolerance(None, module.collector.generator, module.policy, staleness=0)
+        experience = scoring_pass(
+            module.policy, None, scored, module.loss, module.update_config, 1.0, logp_tolerance=tolerance
+        )
         parts = experience.old_logprobs.split([len(r.token_ids) for r in rollouts])
         with torch.no_grad():
             for rollout, part in zip(rollouts, parts, strict=True):
@@ -250,7 +284,31 @@ def survey(chosen: list[str]) -> dict[str, dict]:
     return found
 
 
+def table(results: dict[str, dict]) -> str:
+    """What `survey` found as Markdown."""
+    accepted = {name: result for name, result in results.items() if "sampled" in result}
+    lines = [f"{len(accepted)} architectures are accepted:", ""]
+    lines += ["| model type | attention kernel | layout | sampled − scored | own − scored |", "|---|---|---|---|---|"]
+    for name, result in accepted.items():
+        numbers = f"{result['sampled']:.0e} | {result['own']:.0e}"
+        lines.append(f"| `{name}` | {result['kernel']} | {result['layout']} | {numbers} |")
+    refused = {name: result["refused"] for name, result in results.items() if "refused" in result}
+    lines += ["", f"{len(refused)} are refused in the first iteration:", "", "| model type | reason |", "|---|---|"]
+    lines += [f"| `{name}` | {reason.partition('(model.sampling')[0].strip()} |" for name, reason in refused.items()]
+    failed = {name: result["failed"] for name, result in results.items() if "failed" in result}
+    lines += ["", f"{len(failed)} were not tried to the end, because no tiny model of them could be made or run:", ""]
+    lines += ["| model type | what happened |", "|---|---|"]
+    lines += [f"| `{name}` | {' '.join(reason.split())[:110].replace('|', '/')} |" for name, reason in failed.items()]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or names():
-        print(json.dumps({name: survey([name])[name]}), flush=True)
+    if sys.argv[1:2] == ["--table"]:
+        results: dict[str, dict] = {}
+        for line in Path(sys.argv[2]).read_text().splitlines():
+            results.update(json.loads(line))
+        print(table(results))
+    else:
+        for name in sys.argv[1:] or names():
+            print(json.dumps(survey([name])), flush=True)
