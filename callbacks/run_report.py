@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from dynamo_lightning import report
+from dynamo_lightning.runs.commands import commands
 
 
 class RunReport(Callback):
@@ -31,12 +32,17 @@ class RunReport(Callback):
         self.history: dict[str, list[float]] = {}
         self.validations: list[tuple[int, dict[str, float]]] = []
         self.final: dict[str, float] = {}
+        self.final_iteration = 0
+        """The iteration of `final`: the last whose batch was not the short one at an epoch's end."""
+        self._full_batch = 0
         self._earlier_seconds: dict[str, float] = {}
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._checkpoints: list[Checkpoint] = []
         self._started = 0.0
         self._validation_started = 0.0
         self._folder: Path | None = None
+        self._is_new = True
+        """Something was measured that is not in the files of an earlier process."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts the clock and notes the log folder: on every rank, because `trainer.log_dir` waits for all."""
@@ -54,6 +60,7 @@ class RunReport(Callback):
     ) -> None:
         """Appends the iteration to the curves."""
         record = outputs["record"]
+        self._is_new = True
         for phase, seconds in record.seconds.items():
             self._seconds[phase] += seconds
         monitored = {
@@ -61,12 +68,15 @@ class RunReport(Callback):
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("alloc/", "stability/", "perf/"))
         }
-        self.final = monitored | {name: float(value) for name, value in record.metrics.items()}
+        latest = monitored | {name: float(value) for name, value in record.metrics.items()}
         self.iterations.append(record.batch.iteration + 1)
+        prompts = len(record.batch.prompts)
+        if prompts >= min(self._full_batch, getattr(trainer.datamodule, "prompts_per_batch", self._full_batch)):  # type: ignore[attr-defined]
+            self.final, self.final_iteration, self._full_batch = latest, self.iterations[-1], prompts
         drawn = {name for _, lines in report.PANELS for name in lines}
-        for name in drawn & self.final.keys():
+        for name in drawn & latest.keys():
             curve = self.history.setdefault(name, [math.nan] * (len(self.iterations) - 1))
-            curve.append(self.final[name])
+            curve.append(latest[name])
         for curve in self.history.values():
             curve.extend([math.nan] * (len(self.iterations) - len(curve)))
 
@@ -77,6 +87,7 @@ class RunReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the validation's metrics, those of the sanity check as "before"."""
         self._seconds["validation"] += time.monotonic() - self._validation_started
+        self._is_new = True
         metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         iteration = self.iterations[-1] if self.iterations else 0
         if trainer.sanity_checking:
@@ -95,7 +106,9 @@ class RunReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes and prints what there is."""
-        if self.iterations or self.validations:  # a run that failed to start must not overwrite an earlier report
+        if self._is_new and (
+            self.iterations or self.validations
+        ):  # a run that failed to start must not overwrite an earlier report
             self._report(trainer, f"interrupted by {type(exception).__name__}")
 
     def seconds(self) -> dict[str, float]:
@@ -111,9 +124,9 @@ class RunReport(Callback):
             return
         folder = os.path.abspath(self._folder)
         self._folder = None  # once: an exception in here calls `on_exception`
-        config = os.path.join(folder, "config.yaml")
         newest = trainer.checkpoint_callback
         checkpoint = getattr(newest, "last_model_path", "") or getattr(newest, "best_model_path", "")
+        config, follow_ups = commands(folder, checkpoint, getattr(trainer, "datamodule", None))
         seed = os.environ.get("PL_GLOBAL_SEED")
         summary = {
             "status": status,
@@ -123,11 +136,15 @@ class RunReport(Callback):
             "validated_at": self.validated_at,
             "seconds": self.seconds(),
             "final": self.final,
+            "final_iteration": self.final_iteration,
             "seed": int(seed) if seed else None,
             "config": config,
             "checkpoint": checkpoint or None,
-            "commands": report.commands(config, checkpoint, folder) if checkpoint else {},
+            "commands": follow_ups,
         }
+        if not self._is_new:  # a finished run was resumed: its files are as they were
+            report.print_summary(summary)
+            return
         report.write_summary(Path(folder, "summary.json"), summary)
         report.draw_curves(Path(folder, "curves.png"), self.iterations, self.history, self.validations)
         names = ("summary.json", "curves.png", "metrics.csv", "rollouts.jsonl")
@@ -144,6 +161,8 @@ class RunReport(Callback):
             "history": self.history,
             "validations": [list(validation) for validation in self.validations],
             "final": self.final,
+            "final_iteration": self.final_iteration,
+            "full_batch": self._full_batch,
             "seconds": self.seconds(),
         }
 
@@ -152,4 +171,7 @@ class RunReport(Callback):
         for name in ("before", "after", "validated_at", "iterations", "history", "final"):
             setattr(self, name, state_dict[name])
         self.validations = [(iteration, metrics) for iteration, metrics in state_dict["validations"]]
+        self.final_iteration = state_dict.get("final_iteration", self.iterations[-1] if self.iterations else 0)
+        self._full_batch = state_dict.get("full_batch", 0)
         self._earlier_seconds = state_dict["seconds"]
+        self._is_new = False

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,19 +51,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 def is_headline(name: str) -> bool:
     """Whether a metric is a validation result in its own right, not an end of another one's interval."""
     return name.startswith("val/") and not name.endswith(("_low", "_high"))
-
-
-def commands(config: str, checkpoint: str, folder: str) -> dict[str, str]:
-    """The shell commands that go on from a run, by purpose; paths below the working folder are given relative to it."""
-    here = os.getcwd() + os.sep
-    paths = (config, checkpoint, os.path.join(folder, "export"))
-    config, checkpoint, export = (shlex.quote(path.removeprefix(here)) for path in paths)
-    run, state = "python -m dynamo_lightning", f"--config {config} --ckpt_path {checkpoint}"
-    return {
-        "resume": f"{run} fit {state}",
-        "evaluate": f"{run} test {state}",
-        "export": f"{run} export {state} --output_dir {export}",
-    }
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
