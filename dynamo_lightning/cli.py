@@ -31,6 +31,7 @@ from dynamo_lightning.report import compare
 from dynamo_lightning.runs.choice import (
     APPENDING_CSV,
     check_checkpoint_folders,
+    check_logger_packages,
     choose_folder,
     drop_checkpointing,
     is_first_rank,
@@ -51,6 +52,7 @@ from dynamo_lightning.warm_start import Demonstrations, warm_start
 
 LOGGERS = (APPENDING_CSV, "lightning.pytorch.loggers.TensorBoardLogger")
 HARMLESS_WARNINGS = (
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on with it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's use of torch
     r".*your dataloader is not resumable",  # the data module keeps the stream's place
 )
@@ -294,6 +296,7 @@ class DynamoCLI(LightningCLI):
             config.trainer.logger = False
         else:
             self._check_ckpt_path()
+            check_logger_packages(config)
             files = getattr(self._parser(self.subcommand), "config_files", ())
             self.folder = choose_folder(str(self.subcommand), config, files)
         if self.folder is not None and is_first_rank():
@@ -306,10 +309,12 @@ class DynamoCLI(LightningCLI):
             self.save_config_callback = None
         self.save_config_kwargs = {"given": given, "folder": self.folder}
 
-    def after_instantiate_classes(self) -> None:
-        """Tell the trainer its folder."""
-        assert isinstance(self.trainer, DynamoTrainer)
-        self.trainer.folder = self.folder
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """As Lightning's; the trainer knows its folder."""
+        trainer = super().instantiate_trainer(**kwargs)
+        assert isinstance(trainer, DynamoTrainer)
+        trainer.folder = self.folder
+        return trainer
 
 
 def print_overview(given: list[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamo_lightning.errors import UserError
+from dynamo_lightning.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -193,18 +193,13 @@ def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
         console: Where to print, by default standard output.
 
     Raises:
-        UserError: If a folder has no `summary.json`.
+        UserError: If a folder has no complete `summary.json`.
     """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
-    summaries = {}
-    for folder in run_folders:
-        path = Path(folder) / "summary.json"
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: a run writes it when it ends; is {folder} a run's log folder?")
-        summaries[os.path.normpath(folder)] = json.loads(path.read_text())
+    summaries = {os.path.normpath(folder): read_summary(folder) for folder in run_folders}
     scores = {name for s in summaries.values() for name in {**(s["before"] or {}), **(s["after"] or {})}}
     names = sorted(filter(is_headline, scores))
     titles = ["run", "iterations", *(name.removeprefix("val/") for name in names), "training s", "variance ratio"]

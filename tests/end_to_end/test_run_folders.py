@@ -82,10 +82,13 @@ def test_a_run_survives_26_commands_in_which_each_follows_each(fit, capsys):
     commands["predict"] = commands["resume"].replace(" fit ", " predict ")
     walk = eulerian_walk(WORDS)
     assert len(walk) == 26 and len(set(itertools.pairwise(walk))) == 25
-    for word in walk:
+    for number, word in enumerate(walk):
         arguments = shlex.split(commands[word])
         assert arguments[:3] == ["python", "-m", "dynamo_lightning"]
-        run(*arguments[3:])
+        try:
+            run(*arguments[3:])
+        except BaseException as error:
+            raise AssertionError(f"command {number}, {word}, after {walk[number - 1]}: {commands[word]}") from error
         if word == "resume":
             output = capsys.readouterr().out
             assert "runs/dynamo/version_0 is finished: 6 RL iterations, trainer.max_epochs=2" in output
