@@ -34,6 +34,7 @@ from torch.distributed.checkpoint import CheckpointException
 from dynamo_lightning.callbacks.deferred_signals import DeferredSignals
 from dynamo_lightning.distributed import stop_together
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.runs.csv_log import AppendingCSVLogger
 
 
 def _is_folder(path: Path) -> bool:
@@ -155,6 +156,7 @@ class IterationCheckpoint(ModelCheckpoint):
         if epoch_loop._should_check_val_fx(data_fetcher):
             self._defer_save_until_validation = True
         else:
+            self._write_row(trainer)
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -190,6 +192,15 @@ class IterationCheckpoint(ModelCheckpoint):
                 f"{self.last_model_path or self.best_model_path}, which goes on with iteration {self._iterations + 1}"
             )
             raise KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
+
+    @staticmethod
+    def _write_row(trainer: Trainer) -> None:
+        """Write the row of `metrics.csv` first: a kill right after the checkpoint would leave a gap in it."""
+        connector = trainer._logger_connector
+        for logger in trainer.loggers if connector.should_update_logs else ():
+            if isinstance(logger, AppendingCSVLogger):
+                metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+                logger.log_metrics(metrics, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     @staticmethod
     def _log_metrics(trainer: Trainer) -> None:

@@ -111,8 +111,10 @@ def did_you_mean(message: str, parser: Any) -> str:
 
     Args:
         message: What the parser says.
-        parser: Of the subcommand.
+        parser: Of the subcommand; none leaves the message as it is.
     """
+    if parser is None:
+        return message
     names = [option for action in parser._actions for option in action.option_strings]
     if unknown := re.search(r"[Uu]nrecognized arguments: (--[^\s=]+)", message):
         return message + nearest(unknown[1], names)

@@ -15,7 +15,7 @@ from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.losses.gspo import GSPO
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.rewards import FunctionReward, MathReward, WeightedReward
+from dynamo_lightning.rewards import LengthPenalty, MathReward, WeightedReward
 from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.runs.csv_log import AppendingCSVLogger
 
@@ -32,8 +32,7 @@ def save(module, data, folder, **options):
 
 
 def test_modules_built_by_hand_are_built_again(tiny_policy, prompt_file, tmp_path):
-    reward = WeightedReward([MathReward(require_boxed=True), FunctionReward("os.path.join")], weights=[1.0, 0.0])
-    reward = MathReward(require_boxed=True)
+    reward = WeightedReward([MathReward(require_boxed=True), LengthPenalty(free_length=3)], weights=[1.0, 0.5])
     module = PolicyModule(
         tiny_policy,
         sampling=SamplingConfig(max_response_length=5),
@@ -51,7 +50,8 @@ def test_modules_built_by_hand_are_built_again(tiny_policy, prompt_file, tmp_pat
     torch.load(path, weights_only=True)
     again = PolicyModule.load_from_checkpoint(path)
     assert again.sampling.max_response_length == 5
-    assert (type(again.reward), again.reward.require_boxed) == (MathReward, True)
+    assert [type(part) for part in again.reward.rewards] == [MathReward, LengthPenalty]
+    assert (again.reward.rewards[0].require_boxed, again.reward.weights) == (True, [1.0, 0.5])
     assert (type(again.loss.surrogate), again.loss.kl_coefficient, again.pass_at_k) == (GSPO, 0.25, [1, 2])
     assert again.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.125
     for name, value in module.state_dict().items():
