@@ -91,7 +91,14 @@ def workplace(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize(("page", "command"), sorted({(page, command) for page, command, _ in documented()}))
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        # The configs of that table are parsed by default in tests/configs: all together they take a minute.
+        pytest.param(page, command, marks=pytest.mark.slow if page == "configs/README.md" else ())
+        for page, command in sorted({(page, command) for page, command, _ in documented()})
+    ],
+)
 def test_every_documented_command_parses(page, command, workplace):
     if "wandb.yaml" in command:
         pytest.importorskip("wandb", reason="W&B is optional")

@@ -1,3 +1,4 @@
+import csv
 import signal
 
 import pytest
@@ -29,7 +30,12 @@ def test_ctrl_c_finishes_the_iteration_saves_it_and_logs_its_metrics(train, make
     assert ended.value.code == 1
     path = f"{train.folder}/checkpoints/last.ckpt"
     assert torch.load(path, weights_only=True)["ScriptedData"] == {"position": 3}
-    assert (train.folder / "metrics.csv").read_text().splitlines() == ["reward,step", "0.0,0", "1.0,1", "2.0,2"]
+    with (train.folder / "metrics.csv").open() as file:
+        assert [(row["step"], row["reward"]) for row in csv.DictReader(file)] == [
+            ("0", "0.0"),
+            ("1", "1.0"),
+            ("2", "2.0"),
+        ]
     assert "Ctrl-C: the running iteration is finished and saved" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is not None
     resumed = train([IterationCheckpoint()], script=script, epoch_length=6, version=1, ckpt_path=path)
