@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ from torch.distributed.checkpoint import CheckpointException
 from dynamo_lightning.callbacks.deferred_signals import DeferredSignals
 from dynamo_lightning.distributed import stop_together
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.runs.csv_log import AppendingCSVLogger
 
 
 def _is_folder(path: Path) -> bool:
@@ -66,7 +68,8 @@ class IterationCheckpoint(ModelCheckpoint):
     """Keeps the newest (or best) checkpoints, and `last.ckpt` to resume from.
 
     Also saves after the last iteration of training, and when a process is told to terminate (SIGTERM, as schedulers do
-    before they take a machine away): the running iteration is finished and saved, and the run ends. A file that bears
+    before they take a machine away) or to stop (Ctrl-C): the running iteration is finished and saved, and the run ends;
+    a second Ctrl-C ends it at once. A file that bears
     the same name is overwritten: resuming from an older checkpoint replaces the newer ones as the run passes them.
 
     Args:
@@ -121,6 +124,14 @@ class IterationCheckpoint(ModelCheckpoint):
         self._obsolete: list[str] = []
         self._signals = DeferredSignals()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """By default checkpoints lie in the log folder, whatever the loggers are."""
+        folder = getattr(trainer, "folder", None)
+        if self.dirpath is None and folder is not None and stage == "fit":
+            assert trainer.log_dir is not None
+            self.dirpath = os.path.join(os.path.abspath(trainer.log_dir), "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on signals wait for the end of an iteration."""
         super().on_train_start(trainer, pl_module)
@@ -145,6 +156,7 @@ class IterationCheckpoint(ModelCheckpoint):
         if epoch_loop._should_check_val_fx(data_fetcher):
             self._defer_save_until_validation = True
         else:
+            self._write_row(trainer)
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -170,13 +182,32 @@ class IterationCheckpoint(ModelCheckpoint):
     def _heed_signals(self, trainer: Trainer) -> None:
         device = trainer.strategy.root_device
         self._signals.requeue_if_asked(device)
-        if self._signals.must_stop(device):
+        number = self._signals.must_stop(device)
+        if number:
             self._save(trainer)
+            self._log_metrics(trainer)
+            cause = "Ctrl-C" if number == signal.SIGINT else "told to terminate"
             rank_zero_info(
-                f"told to terminate: stopped after iteration {self._iterations}, resume with --ckpt_path "
-                f"{self.last_model_path or self.best_model_path}"
+                f"{cause}: stopped after iteration {self._iterations}, resume with --ckpt_path "
+                f"{self.last_model_path or self.best_model_path}, which goes on with iteration {self._iterations + 1}"
             )
-            raise SIGTERMException
+            raise KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
+
+    @staticmethod
+    def _write_row(trainer: Trainer) -> None:
+        """Write the row of `metrics.csv` first: a kill right after the checkpoint would leave a gap in it."""
+        connector = trainer._logger_connector
+        for logger in trainer.loggers if connector.should_update_logs else ():
+            if isinstance(logger, AppendingCSVLogger):
+                metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+                logger.log_metrics(metrics, trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    @staticmethod
+    def _log_metrics(trainer: Trainer) -> None:
+        """Log the iteration's metrics: Lightning does so after the hooks, which a signal leaves for good."""
+        if trainer.training:  # a validation comes after
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
 
     def _is_due(self, trainer: Trainer) -> bool:
         every, interval = self.every_n_iterations, self._train_time_interval

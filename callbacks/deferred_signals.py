@@ -7,6 +7,7 @@ counted in the statistics but not yet learnt from, and they communicate while ot
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -19,7 +20,7 @@ from dynamo_lightning.distributed import max_over_ranks
 
 
 class DeferredSignals:
-    """Notes SIGTERM and, under SLURM, the signal before a time limit."""
+    """Notes SIGTERM, Ctrl-C and, under SLURM, the signal before a time limit; a second Ctrl-C acts at once."""
 
     def __init__(self) -> None:
         self._handlers: dict[int, Any] = {}
@@ -34,7 +35,7 @@ class DeferredSignals:
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue_signal = environment.requeue_signal or signal.SIGUSR1
-        for number in (signal.SIGTERM, self._requeue_signal):
+        for number in (signal.SIGTERM, signal.SIGINT, self._requeue_signal):
             if number is not None:
                 self._handlers[number] = signal.signal(number, self._note)
 
@@ -44,9 +45,10 @@ class DeferredSignals:
             signal.signal(number, handler)
         self._handlers.clear()
 
-    def must_stop(self, device: torch.device) -> bool:
-        """Whether any process was told to terminate; called by all of them, at the same point."""
-        return bool(max_over_ranks(int(signal.SIGTERM in self._received), device))
+    def must_stop(self, device: torch.device) -> int:
+        """The signal that told any process to end, or 0; called by all of them, at the same point."""
+        ours = self._received & {signal.SIGTERM, signal.SIGINT}
+        return max_over_ranks(max(map(int, ours), default=0), device)
 
     def requeue_if_asked(self, device: torch.device) -> None:
         """Have Lightning save for SLURM and ask it to queue the job again, if any process was told to."""
@@ -56,4 +58,10 @@ class DeferredSignals:
         self._handlers[self._requeue_signal](self._requeue_signal, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if number in self._received:
+                raise KeyboardInterrupt
+            print(
+                "\nCtrl-C: the running iteration is finished and saved; a second Ctrl-C ends at once", file=sys.stderr
+            )
         self._received.add(number)

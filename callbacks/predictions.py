@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,7 +16,7 @@ class PredictionWriter(Callback):
 
     `predict_step` returns a list of dicts, one per rollout (question, response, answer, reward, …); each is a line.
     With several processes each one writes the rollouts it sampled: rank 0 to that file, rank 3 to
-    `predictions.rank3.jsonl`. An older file of the same folder is overwritten.
+    `predictions.rank3.jsonl`. Where there is such a file already, a number is added: `predictions-1.jsonl`.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,12 @@ class PredictionWriter(Callback):
         """Opens the file."""
         assert self._path is not None
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w", encoding="utf-8")
+        path, number = self._path, 0
+        while path.exists():
+            number += 1
+            path = self._path.with_stem(f"{self._path.stem}-{number}")
+        self._path = path
+        self._file = path.open("x", encoding="utf-8")
 
     def on_predict_batch_end(
         self,
@@ -46,6 +52,12 @@ class PredictionWriter(Callback):
         assert self._file is not None
         self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs or ())
         self._file.flush()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says where the rollouts are, after the progress bar's last word."""
+        self._close()
+        if trainer.is_global_zero:
+            print(f"wrote    {str(self._path).removeprefix(os.getcwd() + os.sep)}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Closes the file."""

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.runs.csv_log import replace_text, superseded_path
 from dynamo_lightning.types import IterationRecord
 
 
@@ -51,6 +52,28 @@ def rollout_rows(record: IterationRecord, num_prompts: int, rollouts_per_prompt:
     return rows
 
 
+def set_aside(path: Path, iteration: int) -> None:
+    """Moves the rows of a resumed run that it replaces to a file beside: those of iterations it had begun and lost.
+
+    Args:
+        path: `rollouts.jsonl`.
+        iteration: RL iterations finished before the first row that is to be written.
+    """
+    if not path.is_file():
+        return
+    kept: list[str] = []
+    later: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            is_later = json.loads(line)["iteration"] > iteration
+        except (ValueError, KeyError, TypeError):  # torn by a kill
+            is_later = True
+        (later if is_later else kept).append(line)
+    if later:
+        superseded_path(path).write_text("".join(later), encoding="utf-8")
+        replace_text(path, "".join(kept))
+
+
 class RolloutTable(Callback):
     """Shows a few rollouts every so many iterations: all of them in `rollouts.jsonl`, cut ones in the logger.
 
@@ -80,6 +103,7 @@ class RolloutTable(Callback):
         self.rollouts_per_prompt = rollouts_per_prompt
         self.max_characters = max_characters
         self._path: Path | None = None
+        self._opened = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes the log folder; on every rank, because `trainer.log_dir` is a broadcast and would wait for them."""
@@ -96,6 +120,9 @@ class RolloutTable(Callback):
             return
         rows = rollout_rows(record, self.num_prompts, self.rollouts_per_prompt)
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._opened:
+            self._opened = True
+            set_aside(self._path, record.batch.iteration)
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self._log(trainer, rows, record.batch.iteration)

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from dynamo_lightning import report
+from dynamo_lightning.runs.commands import commands
 from dynamo_lightning.training_metrics import LAST_ITERATIONS, mean_metrics
 
 
@@ -42,6 +43,8 @@ class RunReport(Callback):
         self._started = 0.0
         self._validation_started = 0.0
         self._folder: Path | None = None
+        self._is_new = True
+        """Something was measured that is not in the files of an earlier process."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts the clock and notes the log folder: on every rank, because `trainer.log_dir` waits for all."""
@@ -59,6 +62,7 @@ class RunReport(Callback):
     ) -> None:
         """Appends the iteration to the curves."""
         record = outputs["record"]
+        self._is_new = True
         for phase, seconds in record.seconds.items():
             self._seconds[phase] += seconds
         monitored = {
@@ -83,6 +87,7 @@ class RunReport(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the validation's metrics, those of the sanity check as "before"."""
         self._seconds["validation"] += time.monotonic() - self._validation_started
+        self._is_new = True
         metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         iteration = self.iterations[-1] if self.iterations else 0
         if trainer.sanity_checking:
@@ -102,7 +107,9 @@ class RunReport(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes and prints what there is."""
-        if self.iterations or self.validations:  # a run that failed to start must not overwrite an earlier report
+        if self._is_new and (
+            self.iterations or self.validations
+        ):  # a run that failed to start must not overwrite an earlier report
             self._report(trainer, f"interrupted by {type(exception).__name__}")
 
     def seconds(self) -> dict[str, float]:
@@ -118,9 +125,9 @@ class RunReport(Callback):
             return
         folder = os.path.abspath(self._folder)
         self._folder = None  # once: an exception in here calls `on_exception`
-        config = os.path.join(folder, "config.yaml")
         newest = trainer.checkpoint_callback
         checkpoint = getattr(newest, "last_model_path", "") or getattr(newest, "best_model_path", "")
+        config, follow_ups = commands(folder, checkpoint, getattr(trainer, "datamodule", None))
         seed = os.environ.get("PL_GLOBAL_SEED")
         summary = {
             "status": status,
@@ -134,9 +141,12 @@ class RunReport(Callback):
             "seed": int(seed) if seed else None,
             "config": config,
             "checkpoint": checkpoint or None,
-            "commands": report.commands(config, checkpoint, folder) if checkpoint else {},
+            "commands": follow_ups,
             "counts": self.counts,
         }
+        if not self._is_new:  # a finished run was resumed: its files are as they were
+            report.print_summary(summary)
+            return
         report.write_summary(Path(folder, "summary.json"), summary)
         report.draw_curves(Path(folder, "curves.png"), self.iterations, self.history, self.validations)
         names = ("summary.json", "curves.png", "metrics.csv", "rollouts.jsonl")
@@ -165,3 +175,4 @@ class RunReport(Callback):
         self.counts = state_dict.get("counts", self.counts)  # not in checkpoints of version 0.1
         self.recent = [(num_rollouts, metrics) for num_rollouts, metrics in state_dict.get("recent", ())]
         self._earlier_seconds = state_dict["seconds"]
+        self._is_new = False

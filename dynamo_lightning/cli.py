@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from lightning.pytorch.cli import (
     LRSchedulerCallable,
     OptimizerCallable,
 )
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dynamo_lightning import __version__
 from dynamo_lightning.checkpoints import check_strategy
@@ -27,13 +29,33 @@ from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.errors import MissingFileError, RunError, UserError
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.report import compare
+from dynamo_lightning.runs.choice import (
+    APPENDING_CSV,
+    check_checkpoint_folders,
+    check_logger_packages,
+    choose_folder,
+    drop_checkpointing,
+    is_first_rank,
+    point_loggers,
+)
+from dynamo_lightning.runs.config import RunConfig, readable_config
+from dynamo_lightning.runs.exports import already_exported, check_empty, record_export
+from dynamo_lightning.runs.folder import RunFolder
+from dynamo_lightning.runs.progress import finished_iterations, reason_to_stop
+from dynamo_lightning.suggestions import (
+    choices_by_option,
+    config_with_class_paths,
+    did_you_mean,
+    nearest,
+    with_class_paths,
+)
 from dynamo_lightning.warm_start import Demonstrations, warm_start
 
-LOGGERS = ("lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger")
+LOGGERS = (APPENDING_CSV, "lightning.pytorch.loggers.TensorBoardLogger")
 HARMLESS_WARNINGS = (
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on with it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's use of torch
     r".*your dataloader is not resumable",  # the data module keeps the stream's place
-    r"Experiment logs directory .* exists and is not empty",  # two loggers share the run's folder
 )
 ONE_LINE_ERRORS = (ArgumentError, UserError, RunError, MisconfigurationException)
 """The parser's, ours and Lightning's words about a user's mistake; any other exception is a bug with its traceback."""
@@ -43,6 +65,15 @@ SUBCOMMANDS = {
     "export": {"model", "datamodule"},
 }
 """Lightning's and ours, each with the arguments that the command line does not offer."""
+OVERVIEW = {
+    "fit": "Train; resume with --ckpt_path.",
+    "validate": "Evaluate a policy on the validation data.",
+    "test": "Evaluate a policy on the test data.",
+    "predict": "Write responses to prompts and their rewards.",
+    "export": "Write the policy of a checkpoint as a folder that transformers and vLLM load.",
+    "report": "Put finished runs side by side.",
+}
+"""What `--help` says of the commands whose own description says it at more length."""
 CALLBACKS = (
     "IterationCheckpoint",
     "EntropySpikeMonitor",
@@ -75,12 +106,37 @@ class ShippedConfigFile(ActionConfigFile):
     """`--config` that falls back on the shipped configs."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Parse the file into the configuration."""
-        super().__call__(parser, cfg, find_config(values), option_string)
+        """Parse the file into the configuration, without what only other subcommands take."""
+        file = find_config(values)
+        parser.config_files = [*getattr(parser, "config_files", ()), file]
+        if Path(file).is_file():
+            text = Path(file).read_text(encoding="utf-8")
+            readable = readable_config(text, parser.prog.split()[-1])
+            readable = config_with_class_paths(readable, choices_by_option(parser))
+            file = readable if readable != text else file
+        super().__call__(parser, cfg, file, option_string)
 
 
 class DynamoTrainer(L.Trainer):
-    """Lightning's trainer with two more entry points."""
+    """Lightning's trainer with two more entry points, whose log folder is that of the command."""
+
+    folder: RunFolder | None = None
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of the command; called on all ranks, as Lightning's."""
+        return super().log_dir if self.folder is None else self.strategy.broadcast(str(self.folder.path))
+
+    def _run_stage(self) -> Any:
+        """As Lightning's; a run that is resumed after its end takes no step."""
+        if self.training and self.ckpt_path and (reason := reason_to_stop(self)):
+            run = self.folder.path if self.folder is not None else self.ckpt_path
+            rank_zero_only(print)(
+                f"{run} is finished: {finished_iterations(self)} RL iterations, {reason}; nothing was trained. "
+                f"A larger {reason.split('=')[0]} goes on"
+            )
+            return None
+        return super()._run_stage()
 
     def warm_start(
         self, model: PolicyModule, datamodule: RolloutDataModule, demonstrations: Demonstrations, output_dir: str
@@ -93,6 +149,7 @@ class DynamoTrainer(L.Trainer):
             demonstrations: What to learn.
             output_dir: Folder for the policy and its tokenizer.
         """
+        check_empty(output_dir)
         warm_start(self, model, demonstrations, output_dir)
 
     def export(
@@ -114,7 +171,11 @@ class DynamoTrainer(L.Trainer):
         """
         from dynamo_lightning.export import export_policy
 
+        if already_exported(output_dir, ckpt_path, dtype):
+            print(f"{output_dir} already holds the policy of {ckpt_path}")
+            return
         export_policy(model, ckpt_path, output_dir, dtype)
+        record_export(output_dir, ckpt_path, dtype)
         print(f"wrote {output_dir}")
 
 
@@ -123,12 +184,18 @@ class DynamoCLI(LightningCLI):
 
     Args:
         chosen: The subcommand that will run, if known: building all their parsers takes seconds.
+        cleanup: Called at the end of the command, however it ends.
         kwargs: See `LightningCLI`.
     """
 
-    def __init__(self, chosen: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, chosen: str | None = None, cleanup: ExitStack | None = None, **kwargs: Any) -> None:
         self.chosen = chosen
+        self.cleanup = cleanup or ExitStack()
+        self.folder: RunFolder | None = None
         super().__init__(**kwargs)
+
+    newest_parser: Any = None
+    """Parser of the subcommand that is parsed, for what is said about its errors."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning's, with shipped configs found by name and no abbreviated options."""
@@ -144,11 +211,14 @@ class DynamoCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """As Lightning's, with the values of text options as they are written."""
-        if args is None:  # Lightning warns of arguments that are passed
-            self.config = parser.parse_args(literal_arguments(sys.argv[1:]))
-        else:
-            super().parse_arguments(parser, literal_arguments(args))
+        """As Lightning's, with class names as the documentation writes them and text options as they are written."""
+        given = sys.argv[1:] if args is None else args
+        if self.chosen in SUBCOMMANDS and isinstance(given, list):
+            DynamoCLI.newest_parser = self._subcommand_parsers[self.chosen]
+            given = with_class_paths(given, choices_by_option(DynamoCLI.newest_parser))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+            super().parse_arguments(parser, literal_arguments(given))
         plain_text(self.config)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -200,6 +270,14 @@ class DynamoCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """As Lightning's, after a look at the checkpoint."""
+        ckpt_path = self._check_ckpt_path()
+        if ckpt_path is not None and subcommand != "export":
+            check_strategy(ckpt_path, self.trainer.strategy)
+        super()._run_subcommand(subcommand)
+
+    def _check_ckpt_path(self) -> str | None:
+        """The checkpoint, if one is given, after a look whether it exists."""
+        subcommand = str(self.subcommand)
         ckpt_path = self.config[subcommand].get("ckpt_path")
         if ckpt_path in ("last", "best"):
             raise UserError(
@@ -208,31 +286,63 @@ class DynamoCLI(LightningCLI):
             )
         if ckpt_path is not None and not Path(ckpt_path).exists():
             raise MissingFileError(f"ckpt_path: there is no checkpoint {ckpt_path}")
-        if ckpt_path is not None and subcommand != "export":
-            check_strategy(ckpt_path, self.trainer.strategy)
-        super()._run_subcommand(subcommand)
+        return ckpt_path
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the options as they were given: Lightning's would override them by those in the checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Give all loggers of the run the same new folder; each would count its own versions otherwise."""
-        if self.subcommand in ("warm_start", "export"):
-            # They have no log folder: Lightning would write the config into the current one.
-            self.save_config_callback = None
+        """Claim the folder of the command, and have all loggers write into it."""
         config = self.config[self.subcommand]
-        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else []
-        ours = [logger for logger in loggers if logger.class_path in LOGGERS]
-        for logger in ours:
-            logger.init_args.name = config.name if logger.init_args.name is None else logger.init_args.name
-        folders = {Path(logger.init_args.save_dir) / logger.init_args.name for logger in ours}
-        for logger in ours:
-            if logger.init_args.version is None:
-                logger.init_args.version = next_version(folders)
+        given = config.clone()
+        drop_checkpointing(config)
+        if self.subcommand == "export":  # it logs nothing
+            config.trainer.logger = False
+        else:
+            self._check_ckpt_path()
+            check_logger_packages(config)
+            files = getattr(self._parser(self.subcommand), "config_files", ())
+            self.folder = choose_folder(str(self.subcommand), config, files)
+        if self.folder is not None and is_first_rank():
+            self.cleanup.callback(self.folder.release)
+            check_checkpoint_folders(config, self.folder)
+            print(f"folder   {self.folder.path}{' (resumed)' * (self.folder.kind == 'resumed')}")
+        point_loggers(config, self.folder)
+        if self.subcommand in ("warm_start", "export"):
+            # Lightning would write the config at their fits, which are not the command's own.
+            self.save_config_callback = None
+        self.save_config_kwargs = {"given": given, "folder": self.folder}
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """As Lightning's; the trainer knows its folder."""
+        trainer = super().instantiate_trainer(**kwargs)
+        assert isinstance(trainer, DynamoTrainer)
+        trainer.folder = self.folder
+        return trainer
 
 
-def next_version(folders: set[Path]) -> int:
-    """The first number for which no folder has a `version_{number}`."""
-    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
-    taken = [int(match[1]) for name in names if (match := re.fullmatch(r"version_(\d+)", name))]
-    return max(taken, default=-1) + 1
+def print_overview(given: list[str]) -> None:
+    """Answer `--help`, `--version` and a command that does not exist, without the seconds that all parsers take."""
+    commands = {name: getattr(DynamoTrainer, name) for name in SUBCOMMANDS} | {"report": compare}
+    first = given[0] if given else ""
+    if first in commands or (first.startswith("-") and first not in ("-h", "--help", "--version")):
+        return
+    if first == "--version":
+        print(f"dynamo_lightning {__version__}")
+        sys.exit()
+    if first and first not in ("-h", "--help"):
+        sys.exit(f"error: {first} is no command{nearest(first, list(commands))}; --help lists them")
+    summaries = {name: (inspect.getdoc(function) or "").split("\n")[0] for name, function in commands.items()}
+    print("usage: python -m dynamo_lightning [--help] [--version] COMMAND ...\n\ncommands:")
+    for name, summary in (summaries | OVERVIEW).items():
+        print(f"  {name:12}{summary}")
+    print("\noptions of a command: python -m dynamo_lightning COMMAND --help")
+    sys.exit(0 if first else 2)
+
+
+def console() -> None:
+    """The command `dynamo_lightning`, whose exit status is that of the run."""
+    main()
 
 
 def main(args: ArgsType = None) -> DynamoCLI | None:
@@ -249,24 +359,30 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
     keep_text_literal()
     for harmless in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=harmless)
-    try:
-        if isinstance(given, list) and given[:1] == ["report"]:
-            parser = ArgumentParser(prog="python -m dynamo_lightning report", description="Put runs side by side.")
-            parser.add_argument(
-                "run_folders", nargs="+", help="Log folders of finished runs, with a summary.json each."
+    if isinstance(given, list):
+        print_overview(given)
+    with ExitStack() as cleanup:
+        try:
+            if isinstance(given, list) and given[:1] == ["report"]:
+                parser = ArgumentParser(prog="python -m dynamo_lightning report", description="Put runs side by side.")
+                parser.add_argument(
+                    "run_folders", nargs="+", help="Log folders of finished runs, with a summary.json each."
+                )
+                compare(parser.parse_args(given[1:]).run_folders)
+                return None
+            return DynamoCLI(
+                chosen=str(given[0]) if isinstance(given, list) and given else None,
+                cleanup=cleanup,
+                model_class=PolicyModule,
+                datamodule_class=RolloutDataModule,
+                trainer_class=DynamoTrainer,
+                save_config_callback=RunConfig,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_kwargs={"prog": "python -m dynamo_lightning"},
+                args=args,
             )
-            compare(parser.parse_args(given[1:]).run_folders)
-            return None
-        return DynamoCLI(
-            chosen=str(given[0]) if isinstance(given, list) and given else None,
-            model_class=PolicyModule,
-            datamodule_class=RolloutDataModule,
-            trainer_class=DynamoTrainer,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "python -m dynamo_lightning"},
-            args=args,
-        )
-    except ONE_LINE_ERRORS as error:
-        sys.exit(f"error: {error}")
+        except ArgumentError as error:
+            sys.exit(f"error: {did_you_mean(str(error), DynamoCLI.newest_parser)}")
+        except ONE_LINE_ERRORS as error:
+            sys.exit(f"error: {error}")

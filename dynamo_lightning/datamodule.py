@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import numpy as np
 from jsonargparse import lazy_instance
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from dynamo_lightning.allocation.allocate import Cost
@@ -28,6 +29,7 @@ from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
 from dynamo_lightning.rewards.columns import check_answer, check_columns
 from dynamo_lightning.rewards.reward import Reward
+from dynamo_lightning.runs.hyperparameters import save_arguments
 from dynamo_lightning.types import GroupPlan, Outcome, Prompt, PromptBatch
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class RolloutDataModule(L.LightningDataModule):
         drop_last: bool = False,
     ) -> None:
         super().__init__()
+        save_arguments(self, locals())
         for option, value in (
             ("max_prompt_length", max_prompt_length),
             ("prompts_per_batch", prompts_per_batch),
@@ -138,7 +141,8 @@ class RolloutDataModule(L.LightningDataModule):
             if group in self._prompts:
                 continue
             if not self.sources[group] and not (stage == "fit" and group == "val"):
-                raise UserError(f"{stage} needs prompts: set data.{group}")
+                instead = "; `validate` evaluates data.val" * (group == "test" and bool(self.sources["val"]))
+                raise UserError(f"{stage} needs prompts: set data.{group}{instead}")
             labels = [source.label for source in self.sources[group]]
             if len(set(labels)) < len(labels):
                 raise UserError(f"data.{group}: two data sets have one name, {labels}: tell them apart by `name`")
@@ -321,7 +325,12 @@ class RolloutDataModule(L.LightningDataModule):
         return {"statistics": self.allocator.state_dict(), "stream": position or {}, "prompts": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; Lightning does not restore a loader's position after an epoch's end."""
+        """Restore what `state_dict` gave; Lightning does not restore a loader's position after an epoch's end.
+
+        An evaluation needs neither, and may have another estimator than the run.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return
         self.allocator.load_state_dict(state_dict["statistics"])
         saved, own = state_dict.get("prompts"), self._fingerprint()
         if saved and own and saved != own:

@@ -19,6 +19,7 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Size
@@ -44,6 +45,9 @@ from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.offload import OptimizerOffload
 from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of_left_out
+from dynamo_lightning.runs.progress import keep_counters, mend_epochs
+from dynamo_lightning.runs.schedule import apply_options
 from dynamo_lightning.runs.trainer_checks import check_data_module, check_trainer, check_validation_interval
 from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
@@ -115,6 +119,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         evaluation: EvaluationConfig = EvaluationConfig(),
     ) -> None:
         super().__init__()
+        save_arguments(self, locals())
+        reward = eager(reward)  # it goes to other processes
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise UserError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
         if eval_temperature < 0:
@@ -250,6 +256,10 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.collector.scorer.close()
         self.collector.generator.close()
 
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Keep Lightning's counters right after a resume."""
+        keep_counters(self.trainer, batch.iteration)
+
     # --- the RL iteration ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
@@ -354,10 +364,15 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             checkpoint["rollouts_ahead"] = self.collector.ahead.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another policy in one line; take over the rollouts that were sampled ahead."""
+        """Refuse a checkpoint of another policy in one line; for training, take over what is not in the weights."""
         if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded its own already
             self.check_weights(shapes_of(checkpoint["state_dict"]))
-        self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
+        if self._trainer is None:
+            warn_of_left_out(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), type(self).__name__)
+        elif self.trainer.state.fn == TrainerFn.FITTING:
+            self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
+            mend_epochs(checkpoint)
+            apply_options(checkpoint, self.optimizer, self.lr_scheduler, self.trainer.optimizers)
 
     def check_weights(self, saved: Mapping[str, Size]) -> None:
         """Check the shapes of weights that are to be loaded, by their names in the state dict.

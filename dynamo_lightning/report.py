@@ -11,12 +11,11 @@ import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamo_lightning.errors import UserError
+from dynamo_lightning.runs.summary import read_summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,19 +52,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 def is_headline(name: str) -> bool:
     """Whether a metric is a validation result in its own right, not an end of another one's interval."""
     return name.startswith("val/") and not name.endswith(("_low", "_high"))
-
-
-def commands(config: str, checkpoint: str, folder: str) -> dict[str, str]:
-    """The shell commands that go on from a run, by purpose; paths below the working folder are given relative to it."""
-    here = os.getcwd() + os.sep
-    paths = (config, checkpoint, os.path.join(folder, "export"))
-    config, checkpoint, export = (shlex.quote(path.removeprefix(here)) for path in paths)
-    run, state = "python -m dynamo_lightning", f"--config {config} --ckpt_path {checkpoint}"
-    return {
-        "resume": f"{run} fit {state}",
-        "evaluate": f"{run} test {state}",
-        "export": f"{run} export {state} --output_dir {export}",
-    }
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -216,14 +202,9 @@ def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
         console: Where to print, by default standard output.
 
     Raises:
-        UserError: If a folder has no `summary.json`.
+        UserError: If a folder has no complete `summary.json`.
     """
     from dynamo_lightning.comparison import print_comparison
 
-    summaries = {}
-    for folder in run_folders:
-        path = Path(folder) / "summary.json"
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: a run writes it when it ends; is {folder} a run's log folder?")
-        summaries[os.path.normpath(folder)] = json.loads(path.read_text())
+    summaries = {os.path.normpath(folder): read_summary(folder) for folder in run_folders}
     print_comparison(summaries, console)

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from dynamo_lightning import report
+from dynamo_lightning.runs.commands import follow_ups
 
 SUMMARY = {
     "status": "finished",
@@ -16,7 +17,7 @@ SUMMARY = {
     "validated_at": 40,
     "seconds": {"generate": 60.0, "update": 40.0},
     "final": {"reward": 0.5, "alloc/predicted_variance_ratio": 0.8},
-    "commands": report.commands("/runs/a b/config.yaml", "/runs/a b/last.ckpt", "/runs/a b"),
+    "commands": follow_ups("/runs/a b/config.yaml", "/runs/a b/last.ckpt", "/runs/a b/export", "test"),
 }
 
 
@@ -49,7 +50,7 @@ def test_commands_are_printed_on_one_line_each_however_narrow_the_terminal():
 
 def test_paths_below_the_working_folder_are_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = report.commands(f"{tmp_path}/config.yaml", f"{tmp_path}/x.ckpt", f"{tmp_path}/run")["resume"]
+    command = follow_ups(f"{tmp_path}/config.yaml", f"{tmp_path}/x.ckpt", f"{tmp_path}/run", "test")["resume"]
     assert command == "python -m dynamo_lightning fit --config config.yaml --ckpt_path x.ckpt"
 
 

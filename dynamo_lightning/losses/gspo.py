@@ -25,6 +25,8 @@ class GSPO(ClippedSurrogate):
     # the same name over from the class before, and bounds a thousand times too wide would go unnoticed.
     def __init__(self, sequence_clip_low: float = 3e-4, sequence_clip_high: float = 4e-4) -> None:
         super().__init__(sequence_clip_low, sequence_clip_high, dual_clip=None)
+        self.sequence_clip_low = sequence_clip_low
+        self.sequence_clip_high = sequence_clip_high
 
     def importance_ratio(self, log_ratio: Tensor, sequence_indices: Tensor | None) -> Tensor:
         """`s_it`; see the base class."""

@@ -227,6 +227,8 @@ class DynamoModulation(Modulation):
         self.stabilisation_alpha = stabilisation_alpha
         self.gamma = gamma
         self.tau = tau
+        self.normaliser = normaliser
+        self.quantile = quantile
         self.upper_share = quantile if normaliser == "quantile" else 1.0
         self.scope = scope
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from launcher import command_line, finish, run, start
+from logged import column
 from test_resume import assert_identical, load
 
 CHECKPOINT = "dynamo_lightning.callbacks.IterationCheckpoint"
@@ -53,6 +54,22 @@ def test_terminated_run_saves_its_iteration_and_goes_on_where_it_was(config, who
     assert f"told to terminate: stopped after iteration {iteration}, resume with" in Path("output-0.txt").read_text()
     run(command_line, (options(config, "stopped", "--ckpt_path=stopped/last.ckpt"),))
     assert_same_run("stopped/last.ckpt", whole)
+
+
+def test_ctrl_c_saves_its_iteration_and_says_where_to_go_on(config, whole):
+    processes = start(command_line, (options(config, "stopped"),))
+    wait_for("stopped/iteration=000003.ckpt", processes)
+    os.kill(processes[0].pid, signal.SIGINT)
+    assert finish(processes) == [1]
+    iteration = load("stopped/last.ckpt")["RolloutDataModule"]["stream"]["iteration"]
+    assert 3 <= iteration < 12
+    output = Path("output-0.txt").read_text()
+    assert f"Ctrl-C: stopped after iteration {iteration}, resume with --ckpt_path" in output
+    assert f"goes on with iteration {iteration + 1}" in output and "Traceback" not in output
+    assert len(column("dynamo", "reward", version=1)) == iteration
+    run(command_line, (options(config, "stopped", "--ckpt_path=stopped/last.ckpt"),))
+    assert_same_run("stopped/last.ckpt", whole)
+    assert column("dynamo", "reward", version=1) == column("dynamo", "reward", version=0)
 
 
 def test_all_processes_stop_when_one_is_told_to(config):

@@ -3,7 +3,7 @@
 import csv
 
 
-def column(run, metric):
-    """The values of a metric, one for each iteration that has it, of the first run of this name."""
-    with open(f"runs/{run}/version_0/metrics.csv") as file:
+def column(run, metric, version=0):
+    """The values of a metric, one for each iteration that has it, of a run of this name, by default the first."""
+    with open(f"runs/{run}/version_{version}/metrics.csv") as file:
         return [float(row[metric]) for row in csv.DictReader(file) if row[metric]]

@@ -1,0 +1,1 @@
+"""A run: what is checked before it starts, and its folder."""
