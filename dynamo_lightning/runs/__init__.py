@@ -1,0 +1,1 @@
+"""Run folders: who may write into one, what it holds, and how a stopped run goes on in it."""
