@@ -29,6 +29,7 @@ _ACCENTS = frozenset(
     "hat bar vec tilde dot ddot overline underline widehat widetilde overrightarrow mathbf mathcal mathbb mathit "
     "boldsymbol bm mathfrak mathscr pmb textbf".split()
 )
+_FONTS = frozenset(("mathbf", "boldsymbol", "bm", "textbf", "mathit", "pmb", "underline"))
 
 
 class AtomParser(FunctionParser):
@@ -160,7 +161,9 @@ class AtomParser(FunctionParser):
         """A letter in another font or under an accent."""
         start = self.token.start
         inner = self.group() if self.at("open", "{") else self.atom()
-        if accent in ("mathbf", "boldsymbol", "bm", "textbf", "mathit", "pmb") and not isinstance(inner, Constant):
+        if accent in ("mathbf", "boldsymbol", "bm", "textbf", "mathit", "pmb", "underline") and not isinstance(
+            inner, Constant
+        ):
             return inner
         if isinstance(inner, Symbol | Constant | Product | Text | Number):
             written = re.sub(r"[{}\s]", "", self.text[start : self.token.start])

@@ -27,6 +27,7 @@ _CONCLUSIONS = re.compile(
     r"simplif\w+|comput\w+|calculat\w+|subtract\w*|add\w*|multipl\w+|divid\w+|gives?|yields?|sum|substitut\w+)\b",
     re.IGNORECASE,
 )
+_CASES = re.compile(r"[\s$.,;)\]\\]*(?:(?:and|but|while)\s+)?(?:if|when|for)\b[^.]{0,40}$", re.IGNORECASE)
 _LIST_WORDS = frozenset("and or the is are it be x y also either".split())
 
 
@@ -72,6 +73,8 @@ def candidates(text: str, boxes: list[Box]) -> list[str] | None:
     One content is an answer; several are a list, which equals a reference that lists the same.
     """
     contents = [boxes[-1].content]
+    if not contents[0].strip():
+        return None
     for index in range(len(boxes) - 1, 0, -1):
         if not are_alternatives(text[boxes[index - 1].end : boxes[index].start]):
             break
@@ -87,12 +90,27 @@ def candidates(text: str, boxes: list[Box]) -> list[str] | None:
     return list(spellings.values())
 
 
+_GOES_ON = re.compile(
+    r"^(?:[0-9(]|[A-Za-z](?![A-Za-z]))|^\s*(?:[+/^]\s*[\d\\({a-z]|\*(?!\*)\s*\d|\\(?:cdot|times|div|pm)\b|[-−]\s*\d)"
+)
+_WENT_BEFORE = re.compile(
+    r"(?:\d|[-−+/^]|[\d)}]\s*(?:[+/^]|\*(?!\*))\s*|\\(?:cdot|times|div|pm)\s*|\\sqrt\s*\{\s*|\}\s*\{\s*)$"
+)
+
+
+def is_part_of_formula(before: str, behind: str) -> bool:
+    r"""Return whether a box is a part of a larger formula, as in `2\boxed{42}` or `\boxed{42} + 1`."""
+    return bool(_GOES_ON.match(behind[:20]) or _WENT_BEFORE.search(before[-20:]))
+
+
 def are_alternatives(between: str) -> bool:
     """The text between two boxes or numbers only lists them, or says "or", without a step or a conclusion."""
     if len(between) > 300:
         return False
     words = _WORDS.findall(re.sub(r"\\[a-zA-Z]+", " ", between))
     if all(word.lower() in _LIST_WORDS for word in words):
+        return True
+    if _CASES.match(between):
         return True
     hedges = list(_HEDGES.finditer(between))
     conclusions = list(_CONCLUSIONS.finditer(between))

@@ -40,7 +40,9 @@ class BracketParser(Cursor):
         if opening == "\\{" and self.at("close", "\\}"):
             self.advance()
             return Sequence("set", ())
+        in_set, self.in_set = self.in_set, opening == "\\{"
         node = self.items()
+        self.in_set = in_set
         if opening == "\\{" and (self.at("bar") or self.at("op", ":")):  # {x | condition}
             self.advance()
             node = self.items()

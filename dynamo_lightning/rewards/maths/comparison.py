@@ -118,6 +118,8 @@ class Comparison:
             named = relations.definition(reference)
             return named is not None and self.equal(named[1], answer)
         assert isinstance(answer, Relation)
+        if answer.operators == ("in",) and isinstance(answer.sides[1], Sequence):  # x in {1, 2}
+            return self.equal(reference, answer.sides[1])
         if realsets.is_set(answer):
             return self._sets_equal(reference, answer)
         stated = relations.stated_value(reference, answer)
@@ -174,7 +176,8 @@ class Comparison:
             if pair.items
         ]
         if len(quotients) == 2 and {len(first.items), len(second.items)} <= {1, 2}:
-            return scalars_equal(*quotients)
+            worked_out = self.answer_kind == "expression" or is_final(*quotients)
+            return worked_out and scalars_equal(*quotients)
         return len(first.items) == len(second.items) and all(map(self.equal, first.items, second.items))
 
     def _matrices_equal(self, first: Matrix, second: Matrix) -> bool:
@@ -207,6 +210,15 @@ def expand(node: Node) -> Node:
             if first is not None and not any(isinstance(item, Relation) for item in items[1:]):
                 return Sequence("list", (first[1], *items[1:]))
         return replace(node, items=items) if items != node.items else node
+    if isinstance(node, Product) and len(node.factors) == 2 and isinstance(node.factors[1], Sequence):
+        name, point = node.factors  # a point with its name, A(1, 2)
+        if (
+            isinstance(name, Symbol)
+            and name.name[0].isupper()
+            and isinstance(point, Sequence)
+            and point.kind == "tuple"
+        ):
+            return point
     if isinstance(node, Negative) and isinstance(node.operand, Quantity):
         return Quantity(Negative(node.operand.value), node.operand.unit)
     if isinstance(node, Relation) and node.operators == ("=",) and isinstance(node.sides[1], Sequence):

@@ -18,6 +18,7 @@ class Cursor(ABC):
     def __init__(self, tokens: list[Token], text: str) -> None:
         self.tokens, self.text = tokens, text
         self.position = self.depth = self.bars = 0
+        self.in_set = False  # where a colon is "such that"
 
     @property
     def token(self) -> Token:

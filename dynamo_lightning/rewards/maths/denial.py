@@ -243,6 +243,7 @@ _TAKEN_BACK = re.compile(
         r"retract\w*",
         "strike that",
         "my mistake",
+        "(?:just )?(?:kidding|joking)",
         r"i (?:have )?made an? (?:\w+ )?(?:mistake|error|slip)",
         "let me (?:redo|recheck|reconsider|correct|try again|fix)",
         "ignore (?:that|this|the|it|my)",
@@ -274,13 +275,20 @@ _HARMLESS = re.compile(
 )
 
 
+_UNTRUE = re.compile(
+    r"\b(?:nobody|no one|"
+    r"(?:false|wrong|incorrect|untrue|not true|mistaken)\s+(?:that|to (?:say|claim|think|answer)))\b[^.!?\n]*$",
+    re.IGNORECASE,
+)
+
+
 def is_denied_before(before: str, bounds: bool = False) -> bool:
     """Return whether the text before an answer denies it; with `bounds`, also whether it only bounds or guesses it."""
     window = before[-_WINDOW_BEFORE:]
     clause = window
     for end in _CLAUSE_END.finditer(window):
         clause = window[end.end() :]
-    if _NEGATED.search(window) or _CALLED_WRONG.search(clause):
+    if _NEGATED.search(window) or _CALLED_WRONG.search(clause) or _UNTRUE.search(window):
         return True
     return bounds and bool(_BOUNDED.search(window) or _DOUBTED.search(window))
 

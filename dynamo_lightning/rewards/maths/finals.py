@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from dynamo_lightning.rewards.maths.boxes import are_alternatives, candidates, find_boxes
+from dynamo_lightning.rewards.maths.boxes import are_alternatives, candidates, find_boxes, is_part_of_formula
 from dynamo_lightning.rewards.maths.denial import is_denied_before, is_denied_behind
 from dynamo_lightning.rewards.maths.nodes import Text
 from dynamo_lightning.rewards.maths.reading import read
 
 UNBOXED_CHARACTERS = 500  # of a response without a box, searched for an answer
-_THINK_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷", re.IGNORECASE)
-_THINK_CLOSE = re.compile(r"</(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_THINK_OPEN = ("<think>", "<thinking>", "<thought>", "<reasoning>", "[think]", "◁think▷")
+_THINK_CLOSE = ("</think>", "</thinking>", "</thought>", "</reasoning>", "[/think]", "◁/think▷")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _BOLD = re.compile(r"(?<![\w*)])(\*\*|__)(?=\S)([^*\n]{1,300}?)(?<=\S)\1(?![\w*(])")
@@ -28,7 +28,7 @@ _STATEMENT = re.compile(
 )
 _CUTS = re.compile(
     r"\.(?=\s|$)|[;!?](?=\s|$)|\s+\(|,?\s+(?:because|since|as|which|where|when|so|thus|hence|therefore|while|after|for|given|"
-    r"by|if|i hope)\b|,\s+(?=[a-z])|\s+[-–—]\s+(?=[a-z])|<\|",
+    r"by|if|i hope)\b|,\s+(?=[a-z])|\s+[-–—]\s+(?=[a-z])|</?[a-z|]|\s*[✓✔☑✅]",
     re.IGNORECASE,
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -79,14 +79,23 @@ def after_thinking(response: str, thinking: bool | None, prompt: str = "") -> st
     """
     if thinking is False:
         return response
-    closes = list(_THINK_CLOSE.finditer(response))
-    text = response[closes[-1].end() :] if closes else response
-    opened = _THINK_OPEN.search(text)
-    if opened:  # cut off
-        return text[: opened.start()]
-    if not closes and (thinking or (_THINK_OPEN.search(prompt[-40:]) and not _THINK_CLOSE.search(prompt[-40:]))):
+    closed = _end_of_last(response, _THINK_CLOSE)
+    text = response[closed:]
+    lowered = text.lower()
+    opened = min((place for tag in _THINK_OPEN if (place := lowered.find(tag)) >= 0), default=-1)
+    if opened >= 0:  # cut off
+        return text[:opened]
+    if not closed and (thinking or _end_of_last(prompt[-40:], _THINK_OPEN) > _end_of_last(prompt[-40:], _THINK_CLOSE)):
         return ""
     return text
+
+
+def _end_of_last(text: str, tags: tuple[str, ...]) -> int:
+    """The place behind the last of some tags, 0 if there is none."""
+    lowered = text.lower()
+    if len(lowered) != len(text):  # a few capital letters have longer small ones
+        lowered = text
+    return max((place + len(tag) for tag in tags if (place := lowered.rfind(tag)) >= 0), default=0)
 
 
 def find_final_answer(text: str, require_boxed: bool = False) -> FinalAnswer | None:
@@ -103,7 +112,9 @@ def find_final_answer(text: str, require_boxed: bool = False) -> FinalAnswer | N
     if boxes:
         before, behind = text[: boxes[-1].start], text[boxes[-1].end :]
         contents = candidates(text, boxes)
-        if contents is None or is_denied_before(before) or is_denied_behind(behind):
+        if contents is None or is_part_of_formula(before, behind):
+            return None
+        if is_denied_before(before) or is_denied_behind(behind):
             return None
         return FinalAnswer(tuple(contents), boxed=True, later=tuple(_stated_behind(behind)))
     if require_boxed:
@@ -135,7 +146,7 @@ def _stated_behind(behind: str) -> list[str]:
 
 def _unboxed(text: str) -> str | None:
     """The answer at the end of a text without a box."""
-    text = _BOLD.sub(r"\2", text)
+    text = _BOLD.sub(r"\2", text.replace("**!", "**."))  # a full stop, no factorial
     statement = None
     for statement in _STATEMENT.finditer(text):  # noqa: B007
         pass

@@ -27,8 +27,10 @@ _SAME_FAMILY = {"ln": "log", "log_base": "log", "root": "", "abs": "abs"}
 
 def is_numeral(node: Node) -> bool:
     """A number written out: integer, decimal, fraction, mixed number, percentage, or scientific notation."""
-    if isinstance(node, Negative | Quantity):
-        return is_numeral(node.operand if isinstance(node, Negative) else node.value)
+    if isinstance(node, Negative):
+        return not isinstance(node.operand, Negative) and is_numeral(node.operand)
+    if isinstance(node, Quantity):
+        return is_numeral(node.value)
     if isinstance(node, Quotient):
         return _is_integer(node.numerator) and _is_integer(node.denominator)
     if isinstance(node, Product):

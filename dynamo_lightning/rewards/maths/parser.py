@@ -63,7 +63,7 @@ class _Parser(AtomParser):
     def item(self) -> Node:
         """A relation, with a unit if words follow."""
         node = self.relation()
-        if self.at("text"):
+        if self.at("text") or (self.at("op", "/") and self.tokens[self.position + 1].kind == "text"):
             node = with_unit(node, units.read_unit(self.unit_text()))
         return node
 
@@ -137,7 +137,9 @@ class _Parser(AtomParser):
         while self.at("op", "mod"):
             self.advance()
             node = Function("mod", (node, self.product()))
-        if self.at("op", ":") and not self.at("end"):
+        if len(terms) == 2 and isinstance(terms[1], Negative) and isinstance(terms[1].operand, Sequence):
+            node = SetOperation("setminus", terms[0], terms[1].operand)
+        if self.at("op", ":") and not self.in_set:
             parts = [node]
             while self.at("op", ":"):
                 self.advance()
@@ -156,7 +158,7 @@ class _Parser(AtomParser):
             if self.at("op", "*"):
                 self.advance()
                 node = multiply(node, self.signed_power())
-            elif self.at("op", "/"):
+            elif self.at("op", "/") and self.tokens[self.position + 1].kind != "text":  # else a unit
                 self.advance()
                 node = Quotient(node, self.signed_power())
             elif self.starts_factor():
@@ -244,6 +246,8 @@ class _Parser(AtomParser):
     def postfix(self, node: Node) -> Node:
         """`node` with what stands behind it."""
         for _ in range(MAX_DEPTH):
+            if isinstance(node, Quantity) and (self.at("postfix") or self.at("op", "^")):
+                raise UnreadableError("two units")
             if self.at("op", "!"):
                 self.advance()
                 if self.at("op", "!"):

@@ -15,6 +15,7 @@ MAX_CHARACTERS = 500
 """Longest answer that is read; a reference may be longer, and then its answers up to twice as long as it."""
 
 _COMMANDS = re.compile(r"\\(?:text\w*|mathrm|mbox|operatorname)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_WHOLE_TEXT = re.compile(r"\\(?:text\w*|mathrm|mbox)\s*\{([^{}]*\d[^{}]*)\}")
 _SENTENCE = re.compile(r"[A-Za-z]{2,},? [A-Za-z]{2,},? [A-Za-z]{2,}")
 
 
@@ -34,6 +35,9 @@ def read(text: str, reference: bool = False) -> Readings:
     cleaned = clean(text)
     while cleaned.startswith("{") and cleaned.endswith("}") and _matches(cleaned):
         cleaned = cleaned[1:-1].strip()
+    wrapped = _WHOLE_TEXT.fullmatch(cleaned)
+    if wrapped and read(wrapped[1], reference):  # a number with its unit in one command for text
+        return read(wrapped[1], reference)
     if not cleaned:
         return Readings(None)
     words = read_words(cleaned)

@@ -41,7 +41,7 @@ def definition(relation: Node) -> tuple[Node, Node] | None:
     A label is a variable, a constant's letter such as I or e, a function's name, words, or a product or sum of
     variables; with a number in it, as in `2x = 84`, it is an equation to be solved.
     """
-    if not isinstance(relation, Relation) or relation.operators not in (("=",), ("in",)):
+    if not isinstance(relation, Relation) or relation.operators not in (("=",), ("in",), ("~",)):
         return None
     label, value = relation.sides
     if relation.operators == ("in",) and not isinstance(label, Symbol):
@@ -128,6 +128,8 @@ def equivalent(first: Relation, second: Relation) -> bool:
 def _is_label(node: Node) -> bool:
     if isinstance(node, Symbol | Text):
         return True
+    if isinstance(node, Sequence):  # (x, y) = (1, 2)
+        return node.kind == "tuple" and all(isinstance(item, Symbol) for item in node.items)
     if isinstance(node, Constant):
         return node.name != "infinity"
     if isinstance(node, Function) and node.name not in ("abs", "sin", "cos", "tan", "gcd", "lcm", "max", "min"):

@@ -53,7 +53,12 @@ _GROUPED_BY_BRACES = re.compile(
 )
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]([+-]?\d{1,9})(?![\w.])")
 _FRACTION_COMMAND = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_ENDING = re.compile(r"(?:[\s.,;:]|\\\\)+$")
+_ENDING = re.compile(r"(?:[\s.,;:]|\\\\|\\(?:blacksquare|square|qed|Box|checkmark)(?![a-zA-Z]))+$")
+_ORDINAL = re.compile(r"(?<=\d)\s*(?:\^\s*)?\{?(?:\\(?:text|mathrm)\s*\{)?(?:st|nd|rd|th)\}{0,2}$")
+_INFIX_COMMAND = re.compile(r"\{((?:[^{}]|\{[^{}]*\})*)\\(over|choose)(?![a-zA-Z])((?:[^{}]|\{[^{}]*\})*)\}")
+_COLOR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
+_BASED = re.compile(r"^\((\d+)\)(?=_)")
+_OHMS = re.compile(r"(?<=\d)\s*\\Omega$")
 _EMPHASIS = re.compile(r"^(\*\*|__|\*|`)(.+)\1$", re.DOTALL)
 
 _TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mathrm|mathbf|mathsf|mbox|operatorname)\s*\{([^{}]*)\}")
@@ -96,12 +101,18 @@ def clean(answer: str) -> str:
     text = _GROUPED_BY_BRACES.sub(THOUSANDS, text)
     text = re.sub(r"(?<!\\)\$\s*,\s*\$", ", ", text)  # $100$,$200$ is a list
     text = _DELIMITER.sub("", text)
-    text = _REMOVED.sub("", text)
+    text = _COLOR.sub("", _REMOVED.sub("", text))
+    text = _INFIX_COMMAND.sub(_prefix_command, text) if "\\over" in text or "\\choose" in text else text
     text = _SPACE.sub(" ", text)
     text = _GROUPED_BY_SPACE.sub(lambda match: match[0].replace(" ", THOUSANDS), text)
-    text = _ENDING.sub("", text.strip())
+    text = _BASED.sub(r"\1", _OHMS.sub(r"\\text{ ohm}", _ORDINAL.sub("", _ENDING.sub("", text.strip()))))
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
     return _FRACTION_COMMAND.sub(r"\\frac", text)
+
+
+def _prefix_command(match: re.Match[str]) -> str:
+    r"""Return `{a \over b}` as `\frac{a}{b}`, and `{n \choose k}` as a binomial coefficient."""
+    return rf"\{'frac' if match[2] == 'over' else 'binom'}{{{match[1]}}}{{{match[3]}}}"
 
 
 def spell(answer: str) -> str:

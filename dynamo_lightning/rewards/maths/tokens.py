@@ -44,7 +44,7 @@ _COMMANDS = {
     "pi": ("const", "pi"), "emptyset": ("const", "empty"), "varnothing": ("const", "empty"),
     "degree": ("postfix", "deg"),
     "prime": ("op", "'"), "lparen": ("open", "("), "rparen": ("close", ")"), "colon": ("op", ":"),
-    "euro": ("text", "euro"), "pounds": ("text", "pound"), "ne{}": ("rel", "!="),
+    "euro": ("text", "€"), "pounds": ("text", "£"),
 }  # fmt: skip
 _MASTER = re.compile(
     r"(?P<space>\s+)"

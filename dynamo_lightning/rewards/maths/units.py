@@ -32,7 +32,7 @@ _STOP = frozenset(
     "candidate candidates option options alternative alternatively depending depends both many few several even odd "
     "dozen dozens etc up down verify check verified whatever anyway".split()
 )
-_TOKEN = re.compile(r"US\$|[A-Za-z]+|[$€£¥₹¢%°Ω]|\^\s*\{?\s*-?\d+\s*\}?|/|[-.*'·,\s]+|.", re.DOTALL)
+_TOKEN = re.compile(r"US\$|[A-Za-z]+|[$€£¥₹¢%°Ω]|\^\s*\{?\s*-?\d+\s*\}?|/|[-.*'·,()\s]+|.", re.DOTALL)
 _BARE = re.compile(
     r"^(?P<value>.*(?:[\d)}\]]|\\pi))(?P<gap>\s*)(?P<unit>[A-Za-z€£¥₹¢$][A-Za-z0-9€£¥₹¢$/ ^{}.*'\-]*)$", re.DOTALL
 )
@@ -49,7 +49,7 @@ def read_unit(text: str) -> str | None:
     words = _TOKEN.findall(text)
     for index, word in enumerate(words):
         lower = word.lower()
-        if word[0] in "-.*'·, \n\t\x02":
+        if word[0] in "-.*'·, \n\t()":
             continue
         if lower == "per" or word == "/":
             sign = -1

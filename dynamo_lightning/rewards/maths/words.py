@@ -10,6 +10,7 @@ import re
 from dynamo_lightning.rewards.maths.nodes import Node, Product, Symbol, Text
 
 _ARTICLES = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
+_OPTION = re.compile(r"^\(?([A-H])\)\s*|^([A-H])[.:]\s+")
 _SHORT_WORDS = frozenset("yes no odd even one two six ten red none all not day may mon tue wed thu fri sat sun".split())
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'’-]*(?: [A-Za-z][A-Za-z'’-]*){0,5}")
 
@@ -32,8 +33,18 @@ def words_equal(first: Node, second: Node) -> bool:
     if one is None or other is None:
         return False
     if len(one) == 1 or len(other) == 1:
-        return one == other
-    return one.lower() == other.lower() != ""
+        return one == other or (_option(other) == one != "") or (_option(one) == other != "")
+    return _without_plurals(one) == _without_plurals(other) != ""
+
+
+def _option(words: str) -> str | None:
+    """The letter of `(C) 42` or `C. 42`; None if there is none or a second one."""
+    match = _OPTION.match(words)
+    return None if match is None or re.search(r"\([A-H]\)|\b[A-H]\b", words[match.end() :]) else match[1] or match[2]
+
+
+def _without_plurals(words: str) -> str:
+    return re.sub(r"(?<=[a-z]{3})s\b", "", words.lower())
 
 
 def is_name(node: Node) -> bool:
