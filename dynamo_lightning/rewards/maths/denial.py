@@ -146,6 +146,8 @@ _NEGATION = _any_of(
     r"\bdoubt\b",
     r"\bdeny\b",
     r"\breject\b",
+    r"\brul(?:e|es|ed|ing) out\b",
+    r"\bdiscard(?:s|ed|ing)?\b",
 )
 _NEGATED = re.compile(rf"{_NEGATION}{_OPENING}*(?:{_IDLE}\b{_OPENING}*){{0,8}}$", re.IGNORECASE)
 _CALLED_WRONG = re.compile(
@@ -244,6 +246,7 @@ _TAKEN_BACK = re.compile(
         "strike that",
         "my mistake",
         "(?:just )?(?:kidding|joking)",
+        r"but (?:it|the answer|this) (?:is|was) (?:not\b|-?\d|\$|\\)",
         r"i (?:have )?made an? (?:\w+ )?(?:mistake|error|slip)",
         "let me (?:redo|recheck|reconsider|correct|try again|fix)",
         "ignore (?:that|this|the|it|my)",
@@ -277,6 +280,7 @@ _HARMLESS = re.compile(
 
 _UNTRUE = re.compile(
     r"\b(?:nobody|no one|"
+    r"(?:one|you|some|many|people|someone) (?:might|may|could|would) (?:\w+ ){0,3}(?:think|say|guess|answer)|"
     r"(?:false|wrong|incorrect|untrue|not true|mistaken)\s+(?:that|to (?:say|claim|think|answer)))\b[^.!?\n]*$",
     re.IGNORECASE,
 )
@@ -290,7 +294,8 @@ def is_denied_before(before: str, bounds: bool = False) -> bool:
         clause = window[end.end() :]
     if _NEGATED.search(window) or _CALLED_WRONG.search(clause) or _UNTRUE.search(window):
         return True
-    return bounds and bool(_BOUNDED.search(window) or _DOUBTED.search(window))
+    line = window.rstrip("\n").rsplit("\n", 1)[-1]  # "8 are left over\nA: 8" bounds nothing
+    return bounds and bool(_BOUNDED.search(line) or _DOUBTED.search(line))
 
 
 def is_denied_behind(behind: str) -> bool:

@@ -146,7 +146,7 @@ def _stated_behind(behind: str) -> list[str]:
 
 def _unboxed(text: str) -> str | None:
     """The answer at the end of a text without a box."""
-    text = _BOLD.sub(r"\2", text.replace("**!", "**."))  # a full stop, no factorial
+    text = _BOLD.sub(r"\2", text.replace("***", "**").replace("**!", "**."))  # a full stop, no factorial
     statement = None
     for statement in _STATEMENT.finditer(text):  # noqa: B007
         pass

@@ -195,7 +195,7 @@ class _Parser(AtomParser):
         if isinstance(node, Number) and node.value.denominator == 1 and not node.digits:
             mixed = self.mixed(node)
             if mixed is not None:
-                return mixed
+                return self.postfix(mixed)
         if self.at("number") or self.at("repeating"):
             previous = self.tokens[self.position - 1]
             raised = self.tokens[self.position + 1].text == "^" and previous.kind == "symbol"  # n2^n

@@ -33,7 +33,7 @@ _SIGNS = {
     "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ", "′": "'", "’": "'", "ℝ": r"\mathbb{R} ",
     "ℤ": r"\mathbb{Z} ", "ℕ": r"\mathbb{N} ", "∨": r"\lor ", "∧": r"\land ", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
     "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|", "ℯ": "e", "ℏ": r"\hbar ",
-    "∘": r"\circ ", "，": ",", "、": ",", "（": "(", "）": ")", "：": ":", "；": ";", "％": "%", "。": ".",
+    "∘": r"\circ ", "，": ",", "、": ",", "（": "(", "）": ")", "：": ":", "∶": ":", "；": ";", "％": "%", "。": ".",
     "\u200b": "", "\ufeff": "", "\u2061": "", "\u2062": "", "\u2063": ",",
     **{letter: rf"\{name} " for letter, name in _GREEK.items()},
 }  # fmt: skip
@@ -102,7 +102,9 @@ def clean(answer: str) -> str:
     text = re.sub(r"(?<!\\)\$\s*,\s*\$", ", ", text)  # $100$,$200$ is a list
     text = _DELIMITER.sub("", text)
     text = _COLOR.sub("", _REMOVED.sub("", text))
-    text = _INFIX_COMMAND.sub(_prefix_command, text) if "\\over" in text or "\\choose" in text else text
+    if "\\over" in text or "\\choose" in text:
+        text = _INFIX_COMMAND.sub(_prefix_command, text)
+        text = _INFIX_COMMAND.sub(_prefix_command, f"{{{text}}}")
     text = _SPACE.sub(" ", text)
     text = _GROUPED_BY_SPACE.sub(lambda match: match[0].replace(" ", THOUSANDS), text)
     text = _BASED.sub(r"\1", _OHMS.sub(r"\\text{ ohm}", _ORDINAL.sub("", _ENDING.sub("", text.strip()))))

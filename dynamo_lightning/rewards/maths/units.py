@@ -119,7 +119,7 @@ def split_bare(text: str, reference: bool = False) -> tuple[str, str] | None:
         elif (
             not known
             and not (match["gap"] and len(word) >= 3 and _is_word(word))
-            and word.lower() not in _IDLE | {"of"}
+            and word.lower() not in _IDLE | {"of", "sq", "cu"}
         ):
             return None
     if not words and match["unit"].strip() not in "€£¥₹¢$":
