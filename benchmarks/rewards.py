@@ -1,6 +1,11 @@
 """How fast, how right and how safe verification is.
 
     python benchmarks/rewards.py --json benchmarks/results/rewards.json
+    git show 00ae3cc:dynamo_lightning/rewards/math.py > /tmp/math_0_1.py
+    python benchmarks/rewards.py --baseline /tmp/math_0_1.py
+
+The second form compares the throughput of `MathReward` with that of another version of its file, in one process and in
+turns, and does nothing else; version 0.1 needs math-verify.
 
 Three tables. **Throughput**: responses of 2,000 characters, none the same, to problems with 16 responses each, half of
 them right, scored by `MathReward` in the pool with its usual limits; by how the final answer is given. **Hostile**: the
@@ -13,6 +18,7 @@ of another value, that are accepted.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import resource
@@ -108,6 +114,29 @@ def measure_throughput() -> dict[str, dict[str, float]]:
     return rates
 
 
+def compare_with(path: Path, repetitions: int = 3) -> dict[str, dict[str, float]]:
+    """Verdicts per second of processor time, of this version and of the one in a file, best of some repetitions."""
+    spec = importlib.util.spec_from_file_location("baseline_math", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["baseline_math"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    versions = {"baseline": module.MathReward(), "this": MathReward()}
+    rates: dict[str, dict[str, float]] = {}
+    for number, (name, ending) in enumerate(ENDINGS.items()):
+        rollouts = make_responses(ending, seed=number)
+        rates[name] = dict.fromkeys(versions, 0.0)
+        for _ in range(repetitions):
+            for version, reward in versions.items():
+                reward.free_memory()
+                reward.warm_up()
+                start = time.process_time()
+                for rollout in rollouts:
+                    reward("", rollout.text, rollout.prompt.answer)
+                rate = len(rollouts) / (time.process_time() - start)
+                rates[name][version] = max(rates[name][version], rate)
+    return rates
+
+
 def measure_hostile() -> dict[str, Any]:
     """What became of a thousand hostile responses."""
     from hostile_responses import hostile_responses
@@ -152,7 +181,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write the records to")
     parser.add_argument("--benchmark_files", type=Path, default=ROOT.parent / "shared" / "data" / "benchmarks")
+    parser.add_argument(
+        "--baseline", type=Path, help="another version of rewards/math.py to compare the throughput with"
+    )
     options = parser.parse_args()
+    if options.baseline is not None:
+        for name, rate in compare_with(options.baseline).items():
+            print(f"  {name:14}{rate['this']:8.0f} per second, baseline {rate['baseline']:.0f}: ", end="")
+            print(f"{rate['this'] / rate['baseline']:.2f} times")
+        return
     results: dict[str, Any] = {"throughput": measure_throughput()}
     print(f"responses of {NUM_CHARACTERS} characters, {NUM_WORKERS} workers")
     for name, rate in results["throughput"].items():

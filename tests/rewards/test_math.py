@@ -154,7 +154,7 @@ def test_a_pair_equals_the_open_interval_that_it_may_be():
 
 
 def test_an_answer_that_is_no_mathematics_is_refused_or_compared_as_text():
-    answer = r"\hbar \omega(v+1 / 2)-\frac{E_{0}^{2}}{2 m}"
+    answer = r"\int_0^v \hbar \omega(v+1 / 2) dv-\frac{E_{0}^{2}}{2 m}"
     with pytest.raises(ValueError, match="set MathReward's unparsable: text"):
         MathReward().check_answer(answer)
     reward = MathReward(unparsable="text")
