@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.errors import UserError
@@ -34,6 +37,15 @@ class VarianceEstimator(ABC):
         for column, values in zip(self.columns, state, strict=True):
             if (values < 0).any():
                 raise UserError(f"{column!r} has the negative value {values.min()}")
+
+    def converted_columns(self, estimator: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return a checkpoint's columns of another estimator as this one's; None if that is impossible.
+
+        Args:
+            estimator: Class name of the other estimator.
+            columns: Its columns, `[num_prompts]` each, unchecked, and those of the response lengths.
+        """
+        return None
 
     def fit_population(self, state: FloatArray, elapsed: FloatArray) -> tuple[float, ...]:
         """Return what all visited prompts say of any prompt; `elapsed` is up to the latest visit of any prompt."""

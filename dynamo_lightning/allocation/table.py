@@ -1,0 +1,132 @@
+"""Rows of numbers keyed by prompt id, in memory for visited prompts only, cheap to extend at any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dynamo_lightning.allocation.records import BoolArray, FloatArray, IntArray
+
+BLOCK_SIZE = 2**18
+"""Largest number of prompts in a block."""
+
+
+@dataclass
+class Rows:
+    """The rows of some prompts, in the order asked for; prompts that are not in the table have zeros."""
+
+    known: BoolArray
+    """Which prompts are in the table, `[num_prompts]`."""
+    last_visit: IntArray
+    """RL iteration of the last visit, `[num_prompts]`."""
+    state: FloatArray
+    """The estimator's columns, `[num_columns, num_prompts]`, float64."""
+    lengths: FloatArray
+    """Tokens and responses, `[2, num_prompts]`."""
+
+
+@dataclass
+class _Block:
+    ids: IntArray
+    last_visit: IntArray
+    state: FloatArray
+    lengths: FloatArray
+
+    @property
+    def arrays(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        return self.ids, self.last_visit, self.state, self.lengths
+
+
+class PromptTable:
+    """Blocks of at most `BLOCK_SIZE` prompts, each sorted by id; new prompts enter the latest block.
+
+    One sorted array would have to be copied whenever a prompt joins: a gigabyte for ten million prompts. Here only the
+    latest block is copied, and looking up an id costs one binary search per block. Which prompts share a block shows
+    in nothing that the table returns.
+
+    Args:
+        num_columns: The estimator's columns.
+        dtype: Type of these columns in memory.
+    """
+
+    def __init__(self, num_columns: int, dtype: DTypeLike = np.float64) -> None:
+        self._num_columns = num_columns
+        self._dtype = np.dtype(dtype)
+        self._blocks: list[_Block] = []
+
+    def __len__(self) -> int:
+        """Return the number of prompts."""
+        return sum(len(block.ids) for block in self._blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all arrays take."""
+        return sum(array.nbytes for block in self._blocks for array in block.arrays)
+
+    def gather(self, ids: IntArray) -> Rows:
+        """Return copies of the rows of `ids`, `[num_prompts]`, in any order."""
+        rows = Rows(
+            known=np.zeros(len(ids), dtype=bool),
+            last_visit=np.zeros(len(ids), dtype=np.int64),
+            state=np.zeros((self._num_columns, len(ids))),
+            lengths=np.zeros((2, len(ids))),
+        )
+        for block in self._blocks:
+            places, here = _find(block, ids)
+            found = places[here]
+            rows.known[here] = True
+            rows.last_visit[here] = block.last_visit[found]
+            rows.state[:, here] = block.state[:, found]
+            rows.lengths[:, here] = block.lengths[:, found]
+        return rows
+
+    def write(self, ids: IntArray, last_visit: IntArray, state: FloatArray, lengths: FloatArray) -> None:
+        """Replace the rows of `ids`, or add them; all are distinct and ascending."""
+        new = np.ones(len(ids), dtype=bool)
+        for block in self._blocks:
+            places, here = _find(block, ids)
+            found = places[here]
+            block.last_visit[found] = last_visit[here]
+            block.state[:, found] = state[:, here]
+            block.lengths[:, found] = lengths[:, here]
+            new &= ~here
+        self._add(_Block(ids[new], last_visit[new], state[:, new].astype(self._dtype), lengths[:, new]))
+
+    def sorted_arrays(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        """Return copies of ids, last visits, columns and lengths of all prompts, sorted by id."""
+        if not self._blocks:
+            empty = np.empty(0, dtype=np.int64)
+            return empty, empty.copy(), np.empty((self._num_columns, 0), dtype=self._dtype), np.empty((2, 0))
+        ids, last_visit, state, lengths = (
+            np.concatenate(arrays, axis=-1) for arrays in zip(*(block.arrays for block in self._blocks), strict=True)
+        )
+        order = np.argsort(ids)
+        return ids[order], last_visit[order], state[:, order], lengths[:, order]
+
+    def _add(self, rows: _Block) -> None:
+        """Insert rows that are new, ascending by id."""
+        while len(rows.ids):
+            if not self._blocks or len(self._blocks[-1].ids) >= BLOCK_SIZE:
+                columns = self._num_columns
+                empty = np.empty(0, dtype=np.int64)
+                self._blocks.append(_Block(empty, empty, np.empty((columns, 0), self._dtype), np.empty((2, 0))))
+            last = self._blocks[-1]
+            room = BLOCK_SIZE - len(last.ids)
+            places = np.searchsorted(last.ids, rows.ids[:room])
+            merged = (
+                np.insert(old, places, fresh[..., :room], axis=-1)
+                for old, fresh in zip(last.arrays, rows.arrays, strict=True)
+            )
+            self._blocks[-1] = _Block(*merged)
+            rows = _Block(*(array[..., room:] for array in rows.arrays))
+
+
+def _find(block: _Block, ids: IntArray) -> tuple[IntArray, BoolArray]:
+    """Return where each id would stand in a block, and whether it stands there."""
+    places = np.searchsorted(block.ids, ids)
+    inside = places < len(block.ids)
+    here = np.zeros(len(ids), dtype=bool)
+    here[inside] = block.ids[places[inside]] == ids[inside]
+    return places, here
