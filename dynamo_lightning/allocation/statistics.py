@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
+from dynamo_lightning.allocation.lengths import LENGTH_COLUMNS, MeanLength, check_lengths
 from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
 from dynamo_lightning.allocation.shared_statistics import SharedStatistics
 from dynamo_lightning.allocation.table import PromptTable, Rows
@@ -24,35 +25,8 @@ from dynamo_lightning.errors import UserError
 __all__ = ["Estimate", "PromptStatistics"]
 
 
-LENGTH_COLUMNS = ("response_tokens", "responses")
-
-LENGTH_UNIT = 2**20
-"""Fractions of a token that the mean length is counted in: whole numbers, whose sum does not depend on the order."""
-
-
 class ForeignStatisticsError(UserError):
     """A checkpoint's statistics are those of another estimator, and cannot be converted."""
-
-
-class MeanLength:
-    """The mean over prompts of their expected response lengths, kept up to date as prompts change."""
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._prompts = 0
-
-    @property
-    def value(self) -> float:
-        """The mean in tokens; NaN without any prompt that has a length."""
-        return self._total / self._prompts / LENGTH_UNIT if self._prompts else float("nan")
-
-    def replace(self, before: FloatArray, after: FloatArray) -> None:
-        """Exchange the tokens and responses of some prompts, `[2, num_prompts]`."""
-        for (tokens, responses), sign in ((before, -1), (after, 1)):
-            has_any = responses > 0
-            lengths = np.rint(tokens[has_any] / responses[has_any] * LENGTH_UNIT).astype(np.int64)
-            self._total += sign * int(lengths.sum())
-            self._prompts += sign * int(has_any.sum())
 
 
 class PromptStatistics:
@@ -155,17 +129,18 @@ class PromptStatistics:
 
         rows = self._gather(ids)
         elapsed = self._elapsed(ids, rows, iteration)
-        if self._pool is not None and iteration > self._pool.iteration:
+        if self._pool is not None and iteration > self._pool.iteration and len(ids):
+            rows.state, _ = self._pool.ahead(rows.state)
             self._pool.close(iteration)
-            rows = self._gather(ids)
         lengths = rows.lengths
         if response_tokens is not None:
             lengths = lengths * np.where(elapsed > 0, 0.5, 1.0) + np.stack([tokens, n])
-        state = self.estimator.update(rows.state, k, n, elapsed)
-        if self._pool is not None:
-            state = self._pool.observed(ids, state, iteration)
         self._mean_length.replace(rows.lengths, lengths)
-        self._table.write(ids, np.full(len(ids), iteration), state, lengths)
+        rows.lengths, rows.last_visit = lengths, np.full(len(ids), iteration)
+        rows.state = self.estimator.update(rows.state, k, n, elapsed)
+        if self._pool is not None:
+            rows.state = self._pool.observed(ids, rows.state, iteration)
+        self._table.write(rows)
         self._latest_visit = max([self._latest_visit, *([iteration] if len(ids) else [])])
         self._population = None
 
@@ -182,16 +157,18 @@ class PromptStatistics:
         ids = _as_ids(prompt_ids)
         rows = self._gather(ids)
         elapsed = self._elapsed(ids, rows, iteration)
-        state, population = rows.state, self.population if self._pool is None else self._pool.shared
+        state, population = rows.state, self.population
         if self._pool is not None and iteration > self._pool.iteration:
-            state, population = self._pool.ahead(state)
+            state, shared = self._pool.ahead(state)
+            population = tuple(shared.tolist())
         tokens, responses = rows.lengths
         response_length = tokens / np.maximum(responses, 1e-300)
         if (responses == 0).any():
             response_length[responses == 0] = self.mean_response_length
+        success_rate, bernoulli_variance = self.estimator.moments(state, elapsed, population)
         return Estimate(
-            success_rate=self.estimator.success_rate(state, elapsed, population),
-            bernoulli_variance=self.estimator.bernoulli_variance(state, elapsed, population),
+            success_rate=success_rate,
+            bernoulli_variance=bernoulli_variance,
             unseen=~rows.known,
             response_length=response_length,
         )
@@ -227,10 +204,12 @@ class PromptStatistics:
                 state_dict = self._converted(saved_name, state_dict)
             ids, last_visit, state, lengths = self._checked_arrays(state_dict)
             self.estimator.check_state(state)
-            _check_lengths(lengths)
+            check_lengths(lengths)
             pool = None
             table = PromptTable(len(self.estimator.columns), self._dtype)
-            table.write(ids, last_visit, state, lengths)
+            rows = table.gather(ids)
+            rows.last_visit, rows.state, rows.lengths = last_visit, state, lengths
+            table.write(rows)
             if isinstance(self.estimator, PooledEstimator):
                 pool = SharedStatistics(self.estimator, table)
                 pool.load_state_dict(state_dict, ids, last_visit, state)
@@ -312,14 +291,6 @@ class PromptStatistics:
                 f"in which prompt id {ids[late]} was visited"
             )
         return elapsed
-
-
-def _check_lengths(lengths: FloatArray) -> None:
-    """Raise a ValueError if there are fewer tokens than responses, each of which has at least one."""
-    tokens, responses = lengths
-    if not ((responses >= 0) & (tokens >= responses)).all():
-        row = np.flatnonzero(~((responses >= 0) & (tokens >= responses)))[0]
-        raise UserError(f"{tokens[row]:g} 'response_tokens' in {responses[row]:g} 'responses'")
 
 
 def _as_ids(prompt_ids: ArrayLike) -> IntArray:

@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from dynamo_lightning.allocation.records import BoolArray, FloatArray, IntArray
 
-BLOCK_SIZE = 2**18
+BLOCK_SIZE = 2**19
 """Largest number of prompts in a block."""
 
 
@@ -25,6 +25,10 @@ class Rows:
     """The estimator's columns, `[num_columns, num_prompts]`, float64."""
     lengths: FloatArray
     """Tokens and responses, `[2, num_prompts]`."""
+    ids: IntArray
+    """Ids of the prompts, `[num_prompts]`."""
+    places: list[tuple[IntArray, IntArray]]
+    """For each block, positions in the block and the positions here that they belong to; `write` needs them."""
 
 
 @dataclass
@@ -66,33 +70,37 @@ class PromptTable:
         return sum(array.nbytes for block in self._blocks for array in block.arrays)
 
     def gather(self, ids: IntArray) -> Rows:
-        """Return copies of the rows of `ids`, `[num_prompts]`, in any order."""
+        """Return copies of the rows of distinct `ids`, `[num_prompts]`, in any order."""
         rows = Rows(
             known=np.zeros(len(ids), dtype=bool),
             last_visit=np.zeros(len(ids), dtype=np.int64),
             state=np.zeros((self._num_columns, len(ids))),
             lengths=np.zeros((2, len(ids))),
+            ids=ids,
+            places=[],
         )
+        wanted = np.argsort(ids)  # ascending, for searches then find most of what they read in the processor's cache
         for block in self._blocks:
-            places, here = _find(block, ids)
-            found = places[here]
-            rows.known[here] = True
-            rows.last_visit[here] = block.last_visit[found]
-            rows.state[:, here] = block.state[:, found]
-            rows.lengths[:, here] = block.lengths[:, found]
+            places = np.searchsorted(block.ids, ids[wanted])
+            here = block.ids[np.minimum(places, len(block.ids) - 1)] == ids[wanted]
+            places, found, wanted = places[here], wanted[here], wanted[~here]
+            rows.known[found] = True
+            rows.last_visit[found] = block.last_visit[places]
+            rows.state[:, found] = block.state[:, places]
+            rows.lengths[:, found] = block.lengths[:, places]
+            rows.places.append((places, found))
         return rows
 
-    def write(self, ids: IntArray, last_visit: IntArray, state: FloatArray, lengths: FloatArray) -> None:
-        """Replace the rows of `ids`, or add them; all are distinct and ascending."""
-        new = np.ones(len(ids), dtype=bool)
-        for block in self._blocks:
-            places, here = _find(block, ids)
-            found = places[here]
-            block.last_visit[found] = last_visit[here]
-            block.state[:, found] = state[:, here]
-            block.lengths[:, found] = lengths[:, here]
-            new &= ~here
-        self._add(_Block(ids[new], last_visit[new], state[:, new].astype(self._dtype), lengths[:, new]))
+    def write(self, rows: Rows) -> None:
+        """Put changed rows back, and add those of new prompts; nothing may have been written since `gather`."""
+        for block, (places, found) in zip(self._blocks, rows.places, strict=True):
+            block.last_visit[places] = rows.last_visit[found]
+            block.state[:, places] = rows.state[:, found]
+            block.lengths[:, places] = rows.lengths[:, found]
+        new = np.flatnonzero(~rows.known)
+        new = new[np.argsort(rows.ids[new])]
+        state = rows.state[:, new].astype(self._dtype)
+        self._add(_Block(rows.ids[new], rows.last_visit[new], state, rows.lengths[:, new]))
 
     def sorted_arrays(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
         """Return copies of ids, last visits, columns and lengths of all prompts, sorted by id."""
@@ -121,12 +129,3 @@ class PromptTable:
             )
             self._blocks[-1] = _Block(*merged)
             rows = _Block(*(array[..., room:] for array in rows.arrays))
-
-
-def _find(block: _Block, ids: IntArray) -> tuple[IntArray, BoolArray]:
-    """Return where each id would stand in a block, and whether it stands there."""
-    places = np.searchsorted(block.ids, ids)
-    inside = places < len(block.ids)
-    here = np.zeros(len(ids), dtype=bool)
-    here[inside] = block.ids[places[inside]] == ids[inside]
-    return places, here

@@ -62,3 +62,9 @@ class VarianceEstimator(ABC):
     @abstractmethod
     def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
         """Return the weight for allocation, `E[p(1 − p)]`, `[num_prompts]`."""
+
+    def moments(
+        self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return `success_rate` and `bernoulli_variance`; to override where both follow from one costly step."""
+        return self.success_rate(state, elapsed, population), self.bernoulli_variance(state, elapsed, population)

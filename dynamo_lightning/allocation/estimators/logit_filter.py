@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dynamo_lightning.allocation.estimators import population as grid
 from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
@@ -14,12 +16,14 @@ from dynamo_lightning.allocation.records import BoolArray, FloatArray
 from dynamo_lightning.errors import UserError
 
 PATH_LENGTH = 16
-"""Iterations whose common logit is remembered for outcomes that arrive late."""
+"""Iterations whose common logit M is remembered: for its trend, and for outcomes that arrive late."""
 
 NEWTON_STEPS = 6
+"""Steps of Newton's method for M; its objective is close to a parabola."""
 
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
+"""Gauss-Hermite quadrature for the normal step of M that is still to come."""
 
 
 class Shared(NamedTuple):
@@ -38,6 +42,16 @@ class Shared(NamedTuple):
     def common(self) -> float:
         """The latest `M`."""
         return float(self.path[-1])
+
+    @property
+    def trend(self) -> float:
+        """Mean step of `M` over the remembered iterations, in logits per RL iteration."""
+        return float(self.path[-1] - self.path[0]) / (PATH_LENGTH - 1)
+
+    @property
+    def next_logits(self) -> FloatArray:
+        """Logits `θ + M` on the grid that are expected in the next iteration, `[num_points]`."""
+        return self.thetas + self.common + self.trend
 
     @property
     def thetas(self) -> FloatArray:
@@ -59,23 +73,86 @@ class Shared(NamedTuple):
 
 
 class LogitFilter(PooledEstimator):
-    """placeholder."""
+    """Filter on logits, `logit p_i = θ_i + M`: for policies that improve, and pools of any shape.
+
+    Training moves all prompts at once, which counts kept per prompt see one visit late. Here M, one number, follows
+    that motion, estimated from all prompts of an iteration; θ_i is what remains of a prompt, with a population of any
+    shape as its prior.
+
+    **Prompt.** The likelihood of θ from earlier outcomes is kept as `s log σ(θ + M_s) + f log σ(−θ − M_f)`: s
+    successes and f failures, and M_s and M_f, the means of M over them. It is exact while M stands still, and in both
+    tails always; in between, M's spread within the prompt's memory enters to second order. θ walks by `prompt_drift`,
+    so before a visit Δ iterations later, s and f shrink by `1/(1 + prompt_drift² Δ I)`, `I = n p̂(1 − p̂)` their
+    information, `p̂ = (s + 1/2)/(n + 1)`: as the variance 1/I of a normal likelihood grows. Prompts that are always
+    wrong hold little information, and keep it long.
+
+    **Common drift.** After each iteration, M moves by the step that is most probable given all its outcomes
+    (Newton's method on the sum of the prompts' log marginal likelihoods), with the prior
+    `N(trend, common_drift²)` per iteration; the trend is the mean step of the last 15 iterations. Outcomes count at M
+    of their own iteration. M is then taken as known: an error in it recurs in the θ learnt at that time.
+
+    **Population.** A distribution over a grid of logits from −8 to 8 around −M, spacing 1/4, refitted in each
+    iteration by smoothed EM to a fixed random sample of 2,048 visited prompts. So its cost does not depend on the
+    number of prompts ever visited; up to 2,048, the fit uses all. An unseen prompt has this population.
+
+    **Estimate.** `E[p]` and `E[p(1 − p)]` over the prompt's posterior on the grid, with M at its last value plus the
+    trend, ± `common_drift`. Within an iteration, as after a pilot, a prompt's own new outcomes count, at that M; M and
+    the population stay as they were when the iteration began.
+
+    Sources: assumed-density filtering and quadrature as in dynamic generalized linear models (West, Harrison and
+    Migon, 1985); the nonparametric population as in Laird (1978), its smoothing as in Silverman et al. (1990).
+
+    Args:
+        common_drift: Standard deviation of M's step around the trend, in logits per RL iteration; variances add up
+            over iterations.
+        prompt_drift: Standard deviation of a prompt's own step, in logits per RL iteration. The default makes the
+            information of 16 rollouts at p = 1/2 count half after 100 iterations.
+
+    Raises:
+        UserError: If a drift is not positive and finite.
+    """
 
     columns = ("successes", "failures", "success_drift", "failure_drift", "new_successes", "new_failures")
     dtype = np.float32
 
     prior_prompts: ClassVar[float] = 2.0
-    em_steps: ClassVar[int] = 20
-    smoothing: ClassVar[float] = 0.2
+    """Prompts with a uniform success rate that the population's fit adds to the visited ones."""
 
-    def __init__(self, common_drift: float = 0.15, prompt_drift: float = 0.045) -> None:
+    em_steps: ClassVar[int] = 20
+    """EM steps per iteration, from the last population."""
+
+    smoothing: ClassVar[float] = 0.2
+    """Share of a grid point's count that an EM step spreads to its neighbors."""
+
+    def __init__(self, common_drift: float = 0.15, prompt_drift: float = 0.05) -> None:
         for name, value in (("common_drift", common_drift), ("prompt_drift", prompt_drift)):
             if not (value > 0 and math.isfinite(value)):
                 raise UserError(
-                    f"data.estimator.init_args.{name}={value} must be a positive, finite number of logits per RL iteration"
+                    f"data.estimator.init_args.{name}={value} must be a positive, finite number of logits per "
+                    f"RL iteration; data.estimator=BetaPosterior with half_life=.inf assumes no drift at all"
                 )
         self.common_drift = float(common_drift)
         self.prompt_drift = float(prompt_drift)
+
+    def check_state(self, state: FloatArray) -> None:
+        """Raise a UserError if a count is negative, or a drift is recorded without outcomes."""
+        for column, values in zip(self.columns, state, strict=True):
+            if column.endswith(("successes", "failures")) and (values < 0).any():
+                raise UserError(f"{column!r} has the negative value {values.min()}")
+        if ((state[:2] == 0) & (state[2:4] != 0)).any():
+            raise UserError("'success_drift' or 'failure_drift' is not 0 where there are no outcomes")
+
+    def converted_columns(self, estimator: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return columns made of the counts of `BetaPosterior` or `PaperBernoulli`, as if made at M = 0."""
+        if estimator == "BetaPosterior" and {"successes", "failures"} <= columns.keys():
+            successes, failures = columns["successes"], columns["failures"]
+        elif estimator == "PaperBernoulli" and {"successes", "counts"} <= columns.keys():
+            successes, failures = columns["successes"], columns["counts"] - columns["successes"]
+        else:
+            return None
+        nothing = torch.zeros_like(successes, dtype=torch.float32)
+        converted = dict.fromkeys(self.columns, nothing)
+        return {**converted, "successes": successes.to(torch.float32), "failures": failures.to(torch.float32)}
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 
@@ -88,17 +165,20 @@ class LogitFilter(PooledEstimator):
 
     def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
         """Discount the earlier outcomes and add the new ones to those that wait for the end of the iteration."""
-        return np.concatenate([state[:4] * self._kept(state, elapsed), state[4:] + [successes, counts - successes]])
+        return np.concatenate(
+            [state[:4] * self._kept(state, elapsed), state[4:] + np.stack([successes, counts - successes])]
+        )
 
     def fold(self, state: FloatArray, shared: FloatArray, iteration: int) -> FloatArray:
         """Merge the outcomes that wait with the earlier ones, at the common logit of their iteration."""
         new = state[4:]
         common = Shared.unpack(shared).at(iteration)
-        return np.concatenate([state[:2] + new, state[2:4] + new * common, np.zeros_like(new)])
+        merged = np.concatenate([state[:2] + new, state[2:4] + new * common, np.zeros_like(new)])
+        return merged.astype(self.dtype).astype(np.float64)  # as it will be stored, so that storing changes nothing
 
     def waiting(self, state: FloatArray) -> BoolArray:
         """Return which prompts have new successes or failures."""
-        return state[4:].any(axis=0)
+        return (state[4] > 0) | (state[5] > 0)
 
     def log_likelihood(self, state: FloatArray, elapsed: FloatArray, thetas: FloatArray) -> FloatArray:
         """Return the log-likelihood of the earlier outcomes at each θ, `[num_prompts, num_points]`."""
@@ -142,14 +222,14 @@ class LogitFilter(PooledEstimator):
         return moved._replace(weights=weights).pack()
 
     def _step(self, shared: Shared, visited: FloatArray, gap: int) -> float:
-        """Return the most probable change of M."""
+        """Return the most probable change of M over `gap` iterations, given the outcomes that wait in `visited`."""
         if visited.shape[1] == 0:
             return 0.0
         now = np.zeros(visited.shape[1])
         before = grid.posterior(shared.weights, self.log_likelihood(visited, now, shared.thetas))
         successes, failures = visited[4:, :, None]
         counts = (successes + failures)[:, 0]
-        logits, variance = shared.thetas + shared.common, gap * self.common_drift**2
+        logits, variance = shared.thetas + shared.common + gap * shared.trend, gap * self.common_drift**2
         step, limit = 0.0, 4 * math.sqrt(variance)
         for _ in range(NEWTON_STEPS):
             rate = 1 / (1 + np.exp(-logits - step))
@@ -160,30 +240,34 @@ class LogitFilter(PooledEstimator):
             curvature = (counts * (mean - second) - counts**2 * (second - mean**2)).sum() + 1 / variance
             step += float(np.clip(slope / max(curvature, 1 / variance), -limit / 2, limit / 2))
             step = float(np.clip(step, -limit, limit))
-        return step
+        return gap * shared.trend + step
 
     # --- estimates ----------------------------------------------------------------------------------------------------
 
-    def posterior(self, state: FloatArray, elapsed: FloatArray, population: FloatArray) -> FloatArray:
+    def posterior(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
         """Return the distribution of each prompt's θ on the grid, `[num_prompts, num_points]`."""
         shared = Shared.unpack(np.asarray(population))
         likelihood = self.log_likelihood(state, elapsed, shared.thetas)
         new = state[4:]
         if new.any():  # within a running iteration: at the common logit that was known when it began
-            rate = 1 / (1 + np.exp(-shared.thetas - shared.common))
+            rate = 1 / (1 + np.exp(-shared.next_logits))
             likelihood = likelihood + new[0][:, None] * np.log(rate) + new[1][:, None] * np.log1p(-rate)
         return grid.posterior(shared.weights, likelihood)
 
-    def _rates(self, population: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return mean and variance terms at each point."""
+    def moments(
+        self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return `E[p]` and `E[p(1 − p)]` in the coming iteration, for which M may take one more step."""
         shared = Shared.unpack(np.asarray(population))
-        rate = 1 / (1 + np.exp(-(shared.thetas + shared.common)[:, None] - self.common_drift * NODES))
-        return (rate * NODE_WEIGHTS).sum(axis=1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=1)
+        rate = 1 / (1 + np.exp(-shared.next_logits[:, None] - self.common_drift * NODES))
+        chances = self.posterior(state, elapsed, population)
+        mean, variance = (rate * NODE_WEIGHTS).sum(axis=1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=1)
+        return np.einsum("ng,g->n", chances, mean), np.einsum("ng,g->n", chances, variance)
 
-    def success_rate(self, state: FloatArray, elapsed: FloatArray, population: FloatArray) -> FloatArray:
-        """Return `E[p]`."""
-        return (self.posterior(state, elapsed, population) * self._rates(population)[0]).sum(axis=1)
+    def success_rate(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
+        """Return `E[p]`, `[num_prompts]`."""
+        return self.moments(state, elapsed, population)[0]
 
-    def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: FloatArray) -> FloatArray:
-        """Return `E[p(1 − p)]`."""
-        return (self.posterior(state, elapsed, population) * self._rates(population)[1]).sum(axis=1)
+    def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
+        """Return `E[p(1 − p)]`, `[num_prompts]`."""
+        return self.moments(state, elapsed, population)[1]

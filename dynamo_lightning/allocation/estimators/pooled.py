@@ -69,7 +69,7 @@ class PooledEstimator(VarianceEstimator):
 
 
 def scrambled(prompt_ids: IntArray) -> Any:
-    """Return a bijective hash of each id, `[num_prompts]`, uint64: the finalizer of SplitMix64 (Steele et al., 2014)."""
+    """Return a bijective hash of each id, `[num_prompts]`, uint64: SplitMix64's finalizer (Steele et al., 2014)."""
     bits = prompt_ids.astype(np.uint64)
     for shift, factor in zip((30, 27), _MIX, strict=True):
         bits = (bits ^ (bits >> np.uint64(shift))) * factor
