@@ -39,8 +39,8 @@ class _Block:
     lengths: FloatArray
 
     @property
-    def arrays(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
-        return self.ids, self.last_visit, self.state, self.lengths
+    def nbytes(self) -> int:
+        return self.ids.nbytes + self.last_visit.nbytes + self.state.nbytes + self.lengths.nbytes
 
 
 class PromptTable:
@@ -67,7 +67,7 @@ class PromptTable:
     @property
     def nbytes(self) -> int:
         """Bytes that all arrays take."""
-        return sum(array.nbytes for block in self._blocks for array in block.arrays)
+        return sum(block.nbytes for block in self._blocks)
 
     def gather(self, ids: IntArray) -> Rows:
         """Return copies of the rows of distinct `ids`, `[num_prompts]`, in any order."""
@@ -107,9 +107,10 @@ class PromptTable:
         if not self._blocks:
             empty = np.empty(0, dtype=np.int64)
             return empty, empty.copy(), np.empty((self._num_columns, 0), dtype=self._dtype), np.empty((2, 0))
-        ids, last_visit, state, lengths = (
-            np.concatenate(arrays, axis=-1) for arrays in zip(*(block.arrays for block in self._blocks), strict=True)
-        )
+        ids = np.concatenate([block.ids for block in self._blocks])
+        last_visit = np.concatenate([block.last_visit for block in self._blocks])
+        state = np.concatenate([block.state for block in self._blocks], axis=1)
+        lengths = np.concatenate([block.lengths for block in self._blocks], axis=1)
         order = np.argsort(ids)
         return ids[order], last_visit[order], state[:, order], lengths[:, order]
 
@@ -123,9 +124,10 @@ class PromptTable:
             last = self._blocks[-1]
             room = BLOCK_SIZE - len(last.ids)
             places = np.searchsorted(last.ids, rows.ids[:room])
-            merged = (
-                np.insert(old, places, fresh[..., :room], axis=-1)
-                for old, fresh in zip(last.arrays, rows.arrays, strict=True)
+            self._blocks[-1] = _Block(
+                np.insert(last.ids, places, rows.ids[:room]),
+                np.insert(last.last_visit, places, rows.last_visit[:room]),
+                np.insert(last.state, places, rows.state[:, :room], axis=1),
+                np.insert(last.lengths, places, rows.lengths[:, :room], axis=1),
             )
-            self._blocks[-1] = _Block(*merged)
-            rows = _Block(*(array[..., room:] for array in rows.arrays))
+            rows = _Block(rows.ids[room:], rows.last_visit[room:], rows.state[:, room:], rows.lengths[:, room:])
