@@ -33,10 +33,12 @@ class Rows:
 
 @dataclass
 class _Block:
+    """Arrays with a row per prompt, so that a prompt's numbers lie side by side in memory."""
+
     ids: IntArray
     last_visit: IntArray
-    state: FloatArray
-    lengths: FloatArray
+    state: FloatArray  # [num_prompts, num_columns]
+    lengths: FloatArray  # [num_prompts, 2]
 
     @property
     def nbytes(self) -> int:
@@ -86,8 +88,8 @@ class PromptTable:
             places, found, wanted = places[here], wanted[here], wanted[~here]
             rows.known[found] = True
             rows.last_visit[found] = block.last_visit[places]
-            rows.state[:, found] = block.state[:, places]
-            rows.lengths[:, found] = block.lengths[:, places]
+            rows.state[:, found] = block.state[places].T
+            rows.lengths[:, found] = block.lengths[places].T
             rows.places.append((places, found))
         return rows
 
@@ -95,12 +97,12 @@ class PromptTable:
         """Put changed rows back, and add those of new prompts; nothing may have been written since `gather`."""
         for block, (places, found) in zip(self._blocks, rows.places, strict=True):
             block.last_visit[places] = rows.last_visit[found]
-            block.state[:, places] = rows.state[:, found]
-            block.lengths[:, places] = rows.lengths[:, found]
+            block.state[places] = rows.state[:, found].T
+            block.lengths[places] = rows.lengths[:, found].T
         new = np.flatnonzero(~rows.known)
         new = new[np.argsort(rows.ids[new])]
-        state = rows.state[:, new].astype(self._dtype)
-        self._add(_Block(rows.ids[new], rows.last_visit[new], state, rows.lengths[:, new]))
+        state = rows.state[:, new].T.astype(self._dtype)
+        self._add(_Block(rows.ids[new], rows.last_visit[new], state, rows.lengths[:, new].T))
 
     def sorted_arrays(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
         """Return copies of ids, last visits, columns and lengths of all prompts, sorted by id."""
@@ -109,10 +111,10 @@ class PromptTable:
             return empty, empty.copy(), np.empty((self._num_columns, 0), dtype=self._dtype), np.empty((2, 0))
         ids = np.concatenate([block.ids for block in self._blocks])
         last_visit = np.concatenate([block.last_visit for block in self._blocks])
-        state = np.concatenate([block.state for block in self._blocks], axis=1)
-        lengths = np.concatenate([block.lengths for block in self._blocks], axis=1)
+        state = np.concatenate([block.state for block in self._blocks])
+        lengths = np.concatenate([block.lengths for block in self._blocks])
         order = np.argsort(ids)
-        return ids[order], last_visit[order], state[:, order], lengths[:, order]
+        return ids[order], last_visit[order], state[order].T, lengths[order].T
 
     def _add(self, rows: _Block) -> None:
         """Insert rows that are new, ascending by id."""
@@ -120,14 +122,14 @@ class PromptTable:
             if not self._blocks or len(self._blocks[-1].ids) >= BLOCK_SIZE:
                 columns = self._num_columns
                 empty = np.empty(0, dtype=np.int64)
-                self._blocks.append(_Block(empty, empty, np.empty((columns, 0), self._dtype), np.empty((2, 0))))
+                self._blocks.append(_Block(empty, empty, np.empty((0, columns), self._dtype), np.empty((0, 2))))
             last = self._blocks[-1]
             room = BLOCK_SIZE - len(last.ids)
             places = np.searchsorted(last.ids, rows.ids[:room])
             self._blocks[-1] = _Block(
                 np.insert(last.ids, places, rows.ids[:room]),
                 np.insert(last.last_visit, places, rows.last_visit[:room]),
-                np.insert(last.state, places, rows.state[:, :room], axis=1),
-                np.insert(last.lengths, places, rows.lengths[:, :room], axis=1),
+                np.insert(last.state, places, rows.state[:room], axis=0),
+                np.insert(last.lengths, places, rows.lengths[:room], axis=0),
             )
-            rows = _Block(rows.ids[room:], rows.last_visit[room:], rows.state[:, room:], rows.lengths[:, room:])
+            rows = _Block(rows.ids[room:], rows.last_visit[room:], rows.state[room:], rows.lengths[room:])
