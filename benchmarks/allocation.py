@@ -1,6 +1,10 @@
 """What allocation wins: exact leave-one-out variance relative to equal groups, and what an allocation costs.
 
     python benchmarks/allocation.py --json benchmarks/results/allocation.json
+    python benchmarks/allocation.py --tables drift one_epoch population --json benchmarks/results/allocation.json
+
+The second command measures pools that move (`benchmarks/drifting_pools.py`); tables that a command does not measure
+stay in the file as they are. Tables `variance` and `cost`, the first command's:
 
 512 prompts draw their success rates p from a prior; each shows `history` rollouts to the statistics in RL iteration 0;
 with drift, the policy then moves every p by +1 or −1 on the logit scale, unseen. In iteration 1 the estimator and the
@@ -18,6 +22,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +42,10 @@ from dynamo_lightning.allocation import (
     allocate_rollouts,
     variance_ratio,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
+
+import drifting_pools
 
 NUM_PROMPTS, ROLLOUTS_PER_PROMPT, NUM_DRAWS = 512, 16, 40
 T_QUANTILE = 2.0227  # Student's t, 39 degrees of freedom, 97.5 %
@@ -148,8 +157,30 @@ def measure_cost() -> list[dict[str, Any]]:
     return records
 
 
+MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "variance": measure_variance,
+    "cost": measure_cost,
+    "drift": drifting_pools.measure_drift,
+    "one_epoch": drifting_pools.measure_one_epoch,
+    "population": drifting_pools.measure_population,
+}
+
+
 def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Print the ratios, a block for each prior, and the costs."""
+    """Print the ratios, a block for each prior, the costs, and the other tables that there are."""
+    if "variance" in results:
+        print_variance(results)
+    if "cost" in results:
+        print(f"\n{'prompts':>8}{'budget':>9}{'milliseconds':>14}{'bytes per visited prompt':>26}")
+        for cost in results["cost"]:
+            print("{num_prompts:8}{budget:9}{milliseconds:14.2f}{bytes_per_visited_prompt:26}".format(**cost))
+    for name in ("drift", "one_epoch", "population"):
+        if name in results:
+            drifting_pools.print_table(name, results[name])
+
+
+def print_variance(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the ratios, a block for each prior."""
     ratio = {
         (r["prior"], tuple(r["bounds"]), r["history"], r["drift"], r["estimator"], r["rule"]): r
         for r in results["variance"]
@@ -165,17 +196,18 @@ def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
                 shown = [f"{cell['ratio']:.3f} ± {cell['high'] - cell['ratio']:.3f}" for cell in cells]
                 name = arm if rule == "rloo" else f"{arm}, {rule}"
                 print(f"  {name:30}" + "".join(f"{cell:>19}" for cell in shown))
-    print(f"\n{'prompts':>8}{'budget':>9}{'milliseconds':>14}{'bytes per visited prompt':>26}")
-    for cost in results["cost"]:
-        print("{num_prompts:8}{budget:9}{milliseconds:14.2f}{bytes_per_visited_prompt:26}".format(**cost))
 
 
 def main() -> None:
     """Measure, print, and write the records as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write the records to")
-    path = parser.parse_args().json
-    results = {"variance": measure_variance(), "cost": measure_cost()}
+    parser.add_argument("--tables", nargs="+", choices=MEASURES, default=["variance", "cost"], help="what to measure")
+    arguments = parser.parse_args()
+    path = arguments.json
+    results = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    for name in arguments.tables:
+        results[name] = MEASURES[name]()
     print_tables(results)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

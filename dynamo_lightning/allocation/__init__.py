@@ -1,9 +1,19 @@
 """Where rollouts go: running estimates of each prompt's reward variance, and exact shares of the budget."""
 
 from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
+<<<<<<< HEAD
 from dynamo_lightning.allocation.allocator import Allocator
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators import ArcsineKalman, BetaPosterior, PaperBernoulli, VarianceEstimator
+=======
+from dynamo_lightning.allocation.estimators import (
+    ArcsineKalman,
+    BetaPosterior,
+    LogitFilter,
+    PaperBernoulli,
+    VarianceEstimator,
+)
+>>>>>>> w_filter
 from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
 from dynamo_lightning.allocation.records import AllocationProblem, Estimate
 from dynamo_lightning.allocation.rules import (
@@ -31,6 +41,7 @@ __all__ = [
     "BetaPosterior",
     "Cost",
     "Estimate",
+    "LogitFilter",
     "MarginalGainRule",
     "NeymanRule",
     "PaperBernoulli",

@@ -15,21 +15,27 @@ import torch
 from numpy.typing import ArrayLike
 
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
-from dynamo_lightning.allocation.records import BoolArray, Estimate, FloatArray, IntArray
+from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
+from dynamo_lightning.allocation.lengths import LENGTH_COLUMNS, MeanLength, check_lengths
+from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
+from dynamo_lightning.allocation.shared_statistics import SharedStatistics
+from dynamo_lightning.allocation.table import PromptTable, Rows
 from dynamo_lightning.errors import UserError
 
 __all__ = ["Estimate", "PromptStatistics"]
 
 
-LENGTH_COLUMNS = ("response_tokens", "responses")
+class ForeignStatisticsError(UserError):
+    """A checkpoint's statistics are those of another estimator, and cannot be converted."""
 
 
 class PromptStatistics:
     """The running statistics of every prompt that was ever visited, keyed by prompt id.
 
-    Plain arrays sorted by id: the same calls give the same bits on every rank, and prompts that join or leave the data
-    set change nothing for the others. Outcomes of prompts that left are kept, for they may come back. Only visited
-    prompts take memory, here and in the checkpoint: 8 bytes for the id and for each number kept.
+    Everything is a function of the outcomes and their prompt ids: the same calls give the same bits on every rank, and
+    prompts that join or leave the data set change nothing for the others. Outcomes of prompts that left are kept, for
+    they may come back. Only visited prompts take memory, here and in the checkpoint: 8 bytes each for the id, the last
+    visit and the two lengths, and the estimator's columns.
 
     Response lengths are remembered beside what the estimator remembers: tokens and responses, both halved whenever the
     prompt is visited in a new iteration, for lengths move with the policy. Their ratio is the expected length; a prompt
@@ -41,33 +47,41 @@ class PromptStatistics:
 
     def __init__(self, estimator: VarianceEstimator) -> None:
         self.estimator = estimator
-        self._prompt_ids: IntArray = np.empty(0, dtype=np.int64)
-        self._last_visit: IntArray = np.empty(0, dtype=np.int64)
-        self._state: FloatArray = np.empty((len(estimator.columns), 0))
-        self._lengths: FloatArray = np.empty((len(LENGTH_COLUMNS), 0))
+        self._table = PromptTable(len(estimator.columns), self._dtype)
+        self._latest_visit = 0
+        self._mean_length = MeanLength()
         self._population: tuple[float, ...] | None = None
+        self._pool = SharedStatistics(estimator, self._table) if isinstance(estimator, PooledEstimator) else None
 
     def __len__(self) -> int:
         """Return the number of prompts visited so far."""
-        return len(self._prompt_ids)
+        return len(self._table)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the arrays take: the same for every prompt visited so far, nothing for the others."""
-        return self._prompt_ids.nbytes + self._last_visit.nbytes + self._state.nbytes + self._lengths.nbytes
+        """Bytes that the arrays take: the same for every prompt visited so far, nothing for the others.
+
+        A `PooledEstimator` adds its shared vector, and the ids of its sample and of the running iteration.
+        """
+        return self._table.nbytes + (self._pool.nbytes if self._pool is not None and len(self) else 0)
 
     @property
     def mean_response_length(self) -> float:
         """Expected tokens of a response to a prompt without any, the mean over prompts; NaN if no length was seen."""
-        tokens, responses = self._lengths[:, self._lengths[1] > 0]
-        return float((tokens / responses).mean()) if len(tokens) else float("nan")
+        return self._mean_length.value
 
     @property
     def population(self) -> tuple[float, ...]:
-        """What all visited prompts say of any prompt (`BetaPosterior`: the prior's a0 and b0), as of the last visit."""
+        """What all visited prompts say of any prompt (`BetaPosterior`: the prior's a0 and b0), as of the last visit.
+
+        A `PooledEstimator`'s is as of the last iteration before the latest visit.
+        """
+        if self._pool is not None:
+            return tuple(self._pool.shared.tolist())
         if self._population is None:  # fitted once per RL iteration: it costs a pass over all visited prompts
-            elapsed = self._last_visit.max(initial=0) - self._last_visit
-            self._population = self.estimator.fit_population(self._state, elapsed.astype(np.float64))
+            _, last_visit, state, _ = self._table.sorted_arrays()
+            elapsed = self._latest_visit - last_visit
+            self._population = self.estimator.fit_population(state, elapsed.astype(np.float64))
         return self._population
 
     def observe(
@@ -113,19 +127,21 @@ class PromptStatistics:
         visited = n > 0
         ids, k, n, tokens = ids[visited], k[visited], n[visited], tokens[visited]
 
-        rows, known = self._find(ids)
-        elapsed = np.where(known, self._elapsed(ids, rows, known, iteration), 0.0)
-        new = ~known
-        initial = np.array(self.estimator.initial_state())[:, None].repeat(np.count_nonzero(new), axis=1)
-        self._prompt_ids = np.insert(self._prompt_ids, rows[new], ids[new])
-        self._last_visit = np.insert(self._last_visit, rows[new], iteration)
-        self._state = np.insert(self._state, rows[new], initial, axis=1)
-        self._lengths = np.insert(self._lengths, rows[new], 0.0, axis=1)
-        rows = np.searchsorted(self._prompt_ids, ids)
+        rows = self._gather(ids)
+        elapsed = self._elapsed(ids, rows, iteration)
+        if self._pool is not None and iteration > self._pool.iteration and len(ids):
+            rows.state, _ = self._pool.ahead(rows.state)
+            self._pool.close(iteration)
+        lengths = rows.lengths
         if response_tokens is not None:
-            self._lengths[:, rows] = self._lengths[:, rows] * np.where(elapsed > 0, 0.5, 1.0) + np.stack([tokens, n])
-        self._state[:, rows] = self.estimator.update(self._state[:, rows], k, n, elapsed)
-        self._last_visit[rows] = iteration
+            lengths = lengths * np.where(elapsed > 0, 0.5, 1.0) + np.stack([tokens, n])
+        self._mean_length.replace(rows.lengths, lengths)
+        rows.lengths, rows.last_visit = lengths, np.full(len(ids), iteration)
+        rows.state = self.estimator.update(rows.state, k, n, elapsed)
+        if self._pool is not None:
+            rows.state = self._pool.observed(ids, rows.state, iteration)
+        self._table.write(rows)
+        self._latest_visit = max([self._latest_visit, *([iteration] if len(ids) else [])])
         self._population = None
 
     def estimate(self, prompt_ids: ArrayLike, iteration: int) -> Estimate:
@@ -139,71 +155,109 @@ class PromptStatistics:
             UserError: If one of the prompts was visited after `iteration`.
         """
         ids = _as_ids(prompt_ids)
-        rows, known = self._find(ids)
-        elapsed = self._elapsed(ids, rows, known, iteration)
-        state = np.array(self.estimator.initial_state())[:, None].repeat(len(ids), axis=1)
-        state[:, known] = self._state[:, rows[known]]
-        tokens, responses = np.zeros((len(LENGTH_COLUMNS), len(ids)))
-        tokens[known], responses[known] = self._lengths[:, rows[known]]
+        rows = self._gather(ids)
+        elapsed = self._elapsed(ids, rows, iteration)
+        state, population = rows.state, self.population
+        if self._pool is not None and iteration > self._pool.iteration:
+            state, shared = self._pool.ahead(state)
+            population = tuple(shared.tolist())
+        tokens, responses = rows.lengths
         response_length = tokens / np.maximum(responses, 1e-300)
         if (responses == 0).any():
             response_length[responses == 0] = self.mean_response_length
+        success_rate, bernoulli_variance = self.estimator.moments(state, elapsed, population)
         return Estimate(
-            success_rate=self.estimator.success_rate(state, elapsed, self.population),
-            bernoulli_variance=self.estimator.bernoulli_variance(state, elapsed, self.population),
-            unseen=~known,
+            success_rate=success_rate,
+            bernoulli_variance=bernoulli_variance,
+            unseen=~rows.known,
             response_length=response_length,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all statistics: tensors and primitives only, for FSDP loads checkpoints `weights_only`."""
+        ids, last_visit, state, lengths = self._table.sorted_arrays()
         return {
             "estimator": type(self.estimator).__name__,
             "settings": self.estimator.settings(),
-            "prompt_ids": torch.from_numpy(self._prompt_ids.copy()),
-            "last_visit": torch.from_numpy(self._last_visit.copy()),
+            "prompt_ids": torch.from_numpy(ids),
+            "last_visit": torch.from_numpy(last_visit),
             "columns": {
                 column: torch.from_numpy(values.copy())
-                for column, values in zip(self._columns, (*self._state, *self._lengths), strict=True)
+                for column, values in zip(self._columns, (*state, *lengths), strict=True)
             },
+            **(self._pool.state_dict() if self._pool is not None else {}),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Replace all statistics by saved ones; warn if the estimator's settings are other than they were.
+        """Replace all statistics by saved ones; warn if the estimator or its settings are other than they were.
+
+        Statistics of another estimator are converted if this one can be (`VarianceEstimator.converted_columns`).
 
         Raises:
-            UserError: If they are another estimator's, or corrupt. The statistics are then unchanged.
+            UserError: If they are another estimator's that cannot be converted, or corrupt. The statistics are then
+                unchanged.
         """
         name, settings = type(self.estimator).__name__, self.estimator.settings()
-        if state_dict.get("estimator") != name:
-            raise UserError(f"the checkpoint has statistics of {state_dict.get('estimator')!r}, not of {name!r}")
+        saved_name = state_dict.get("estimator")
         try:
-            ids, last_visit, state = self._checked_arrays(state_dict)
-            self.estimator.check_state(state[: len(self.estimator.columns)])
-            _check_lengths(state[len(self.estimator.columns) :])
+            if saved_name != name:
+                state_dict = self._converted(saved_name, state_dict)
+            ids, last_visit, state, lengths = self._checked_arrays(state_dict)
+            self.estimator.check_state(state)
+            check_lengths(lengths)
+            pool = None
+            table = PromptTable(len(self.estimator.columns), self._dtype)
+            rows = table.gather(ids)
+            rows.last_visit, rows.state, rows.lengths = last_visit, state, lengths
+            table.write(rows)
+            if isinstance(self.estimator, PooledEstimator):
+                pool = SharedStatistics(self.estimator, table)
+                pool.load_state_dict(state_dict, ids, last_visit, state)
+        except ForeignStatisticsError:
+            raise
         except ValueError as error:
             raise UserError(f"the checkpoint's prompt statistics are corrupt: {error}") from error
-        if state_dict["settings"] != settings:
+        if saved_name != name:
+            warnings.warn(f"{name} goes on with the outcomes that {saved_name} had counted", stacklevel=2)
+        elif state_dict["settings"] != settings:
             warnings.warn(
                 f"{name} goes on with {settings}, but old outcomes were added up with {state_dict['settings']}",
                 stacklevel=2,
             )
-        self._prompt_ids, self._last_visit, self._population = ids, last_visit, None
-        self._state, self._lengths = np.split(state, [len(self.estimator.columns)])
+        self._table, self._pool, self._population = table, pool, None
+        self._latest_visit = int(last_visit.max(initial=0))
+        self._mean_length = MeanLength()
+        self._mean_length.replace(np.zeros_like(lengths), lengths)
 
     @property
     def _columns(self) -> tuple[str, ...]:
         return (*self.estimator.columns, *LENGTH_COLUMNS)
 
-    def _checked_arrays(self, state_dict: Mapping[str, Any]) -> tuple[IntArray, IntArray, FloatArray]:
-        """Return copies of the saved ids, last visits and columns; ValueError if they cannot be."""
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return np.dtype(getattr(self.estimator, "dtype", np.float64))
+
+    def _converted(self, saved_name: Any, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return another estimator's saved statistics as this one's; ForeignStatisticsError if that is impossible."""
+        columns = state_dict.get("columns", {})
+        own = self.estimator.converted_columns(str(saved_name), columns)
+        if own is None:
+            raise ForeignStatisticsError(
+                f"the checkpoint has statistics of {saved_name!r}, not of {type(self.estimator).__name__!r}"
+            )
+        return {**state_dict, "columns": {**own, **{name: columns[name] for name in LENGTH_COLUMNS if name in columns}}}
+
+    def _checked_arrays(self, state_dict: Mapping[str, Any]) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        """Return copies of the saved ids, last visits, columns and lengths; ValueError if they cannot be."""
         missing = {"settings", "prompt_ids", "last_visit", "columns"} - state_dict.keys()
         if missing or set(state_dict["columns"]) != set(self._columns):
             raise UserError(f"missing {sorted(missing)}" if missing else f"columns {sorted(state_dict['columns'])}")
         columns = {column: state_dict["columns"][column] for column in self._columns}
         tensors = {"prompt_ids": state_dict["prompt_ids"], "last_visit": state_dict["last_visit"], **columns}
         for key, tensor in tensors.items():
-            dtype = torch.float64 if key in columns else torch.int64
+            dtype = torch.int64
+            if key in columns:
+                dtype = torch.float64 if key in LENGTH_COLUMNS else torch.from_numpy(np.empty(0, self._dtype)).dtype
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.ndim != 1:
                 raise UserError(f"{key!r} is not a vector of {dtype}")
             if len(tensor) != len(tensors["prompt_ids"]):
@@ -215,35 +269,28 @@ class PromptStatistics:
             raise UserError("'prompt_ids' are not sorted or occur twice")
         if (last_visit < 0).any():
             raise UserError(f"'last_visit' has the negative value {last_visit.min()}")
-        return ids, last_visit, np.stack([tensor.cpu().numpy() for tensor in columns.values()])
+        state, lengths = (
+            np.stack([columns[name].cpu().numpy().astype(np.float64) for name in names])
+            for names in (self.estimator.columns, LENGTH_COLUMNS)
+        )
+        return ids, last_visit, state, lengths
 
-    def _find(self, ids: IntArray) -> tuple[IntArray, BoolArray]:
-        """Return where each id stands or would be inserted, and whether it is there."""
-        rows = np.searchsorted(self._prompt_ids, ids)
-        known = np.zeros(len(ids), dtype=bool)
-        inside = rows < len(self)
-        known[inside] = self._prompt_ids[rows[inside]] == ids[inside]
-        return rows, known
+    def _gather(self, ids: IntArray) -> Rows:
+        """Return the rows of these prompts, the estimator's initial state for the unseen ones."""
+        rows = self._table.gather(ids)
+        rows.state[:, ~rows.known] = np.array(self.estimator.initial_state())[:, None]
+        return rows
 
-    def _elapsed(self, ids: IntArray, rows: IntArray, known: BoolArray, iteration: int) -> FloatArray:
+    def _elapsed(self, ids: IntArray, rows: Rows, iteration: int) -> FloatArray:
         """Return RL iterations since the last visit, 0 for unseen prompts; ValueError if that visit is yet to come."""
-        elapsed = np.zeros(len(ids))
-        elapsed[known] = iteration - self._last_visit[rows[known]]
+        elapsed = np.where(rows.known, iteration - rows.last_visit, 0).astype(np.float64)
         if (elapsed < 0).any():
             late = np.flatnonzero(elapsed < 0)[0]
             raise UserError(
-                f"iteration {iteration} lies before iteration {self._last_visit[rows[late]]}, "
+                f"iteration {iteration} lies before iteration {rows.last_visit[late]}, "
                 f"in which prompt id {ids[late]} was visited"
             )
         return elapsed
-
-
-def _check_lengths(lengths: FloatArray) -> None:
-    """Raise a ValueError if there are fewer tokens than responses, each of which has at least one."""
-    tokens, responses = lengths
-    if not ((responses >= 0) & (tokens >= responses)).all():
-        row = np.flatnonzero(~((responses >= 0) & (tokens >= responses)))[0]
-        raise UserError(f"{tokens[row]:g} 'response_tokens' in {responses[row]:g} 'responses'")
 
 
 def _as_ids(prompt_ids: ArrayLike) -> IntArray:

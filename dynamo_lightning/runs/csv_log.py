@@ -1,7 +1,7 @@
 """Metrics as `metrics.csv`, one row per step, that a resumed run goes on with.
 
-Lightning's `CSVLogger` deletes the file when it is opened again, keeps up to 100 rows in memory, and writes training and
-validation metrics of one step as two rows.
+Lightning's `CSVLogger` deletes the file when it is opened again, keeps up to 100 rows in memory, and writes training
+and validation metrics of one step as two rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def superseded_path(path: Path) -> Path:
-    """First free path beside a log for rows that a resumed run replaces: `metrics.superseded-1.csv`, …"""
+    """First free path beside a log for rows that a resumed run replaces: `metrics.superseded-1.csv` and so on."""
     number = 1
     while (aside := path.with_name(f"{path.stem}.superseded-{number}{path.suffix}")).exists():
         number += 1

@@ -7,6 +7,7 @@ few outcomes, or none, leans on what all prompts have shown.
 from dynamo_lightning.allocation.estimators.arcsine_kalman import ArcsineKalman
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.estimators.beta_posterior import BetaPosterior
+from dynamo_lightning.allocation.estimators.logit_filter import LogitFilter
 from dynamo_lightning.allocation.estimators.paper_bernoulli import PaperBernoulli
 
-__all__ = ["ArcsineKalman", "BetaPosterior", "PaperBernoulli", "VarianceEstimator"]
+__all__ = ["ArcsineKalman", "BetaPosterior", "LogitFilter", "PaperBernoulli", "VarianceEstimator"]

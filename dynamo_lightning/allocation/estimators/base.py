@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from dynamo_lightning.allocation.records import FloatArray
 from dynamo_lightning.errors import UserError
@@ -35,6 +38,15 @@ class VarianceEstimator(ABC):
             if (values < 0).any():
                 raise UserError(f"{column!r} has the negative value {values.min()}")
 
+    def converted_columns(self, estimator: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return a checkpoint's columns of another estimator as this one's; None if that is impossible.
+
+        Args:
+            estimator: Class name of the other estimator.
+            columns: Its columns, `[num_prompts]` each, unchecked, and those of the response lengths.
+        """
+        return None
+
     def fit_population(self, state: FloatArray, elapsed: FloatArray) -> tuple[float, ...]:
         """Return what all visited prompts say of any prompt; `elapsed` is up to the latest visit of any prompt."""
         return ()
@@ -50,3 +62,9 @@ class VarianceEstimator(ABC):
     @abstractmethod
     def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
         """Return the weight for allocation, `E[p(1 − p)]`, `[num_prompts]`."""
+
+    def moments(
+        self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return `success_rate` and `bernoulli_variance`; to override where both follow from one costly step."""
+        return self.success_rate(state, elapsed, population), self.bernoulli_variance(state, elapsed, population)

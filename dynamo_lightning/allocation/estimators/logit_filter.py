@@ -1,0 +1,273 @@
+"""A filter on logits: one drift that all prompts share, and a population of any shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynamo_lightning.allocation.estimators import population as grid
+from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
+from dynamo_lightning.allocation.records import BoolArray, FloatArray
+from dynamo_lightning.errors import UserError
+
+PATH_LENGTH = 16
+"""Iterations whose common logit M is remembered: for its trend, and for outcomes that arrive late."""
+
+NEWTON_STEPS = 6
+"""Steps of Newton's method for M; its objective is close to a parabola."""
+
+NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
+"""Gauss-Hermite quadrature for the normal step of M that is still to come."""
+
+
+class Shared(NamedTuple):
+    """Everything that all prompts have in common, as of the last iteration that was closed."""
+
+    iteration: int
+    """The last closed RL iteration; −1 before any."""
+    origin: int
+    """Grid points by which the grid's center lies right of θ = 0."""
+    path: FloatArray
+    """`M` after each of the last iterations, `[PATH_LENGTH]`, the latest last."""
+    weights: FloatArray
+    """The population: probability of each θ on the grid, `[num_points]`."""
+
+    @property
+    def common(self) -> float:
+        """The latest `M`."""
+        return float(self.path[-1])
+
+    @property
+    def trend(self) -> float:
+        """Mean step of `M` over the remembered iterations, in logits per RL iteration."""
+        return float(self.path[-1] - self.path[0]) / (PATH_LENGTH - 1)
+
+    @property
+    def next_logits(self) -> FloatArray:
+        """Logits `θ + M` on the grid that are expected in the next iteration, `[num_points]`."""
+        return self.thetas + self.common + self.trend
+
+    @property
+    def thetas(self) -> FloatArray:
+        """The grid's θ, `[num_points]`."""
+        return grid.GRID + self.origin * grid.SPACING
+
+    def at(self, iteration: int) -> float:
+        """Return `M` of a closed iteration; the oldest remembered one if it lies before."""
+        return float(self.path[max(-1 - max(self.iteration - iteration, 0), -PATH_LENGTH)])
+
+    def pack(self) -> FloatArray:
+        """Return all numbers in one vector."""
+        return np.concatenate([[self.iteration, self.origin], self.path, self.weights])
+
+    @classmethod
+    def unpack(cls, vector: FloatArray) -> Shared:
+        """Return the record of a packed vector."""
+        return cls(int(vector[0]), int(vector[1]), vector[2 : 2 + PATH_LENGTH], vector[2 + PATH_LENGTH :])
+
+
+class LogitFilter(PooledEstimator):
+    """Filter on logits, `logit p_i = θ_i + M`: for policies that improve, and pools of any shape.
+
+    Training moves all prompts at once, which counts kept per prompt see one visit late. Here M, one number, follows
+    that motion, estimated from all prompts of an iteration; θ_i is what remains of a prompt, with a population of any
+    shape as its prior.
+
+    **Prompt.** The likelihood of θ from earlier outcomes is kept as `s log σ(θ + M_s) + f log σ(−θ − M_f)`: s
+    successes and f failures, and M_s and M_f, the means of M over them. It is exact while M stands still, and in both
+    tails always; in between, M's spread within the prompt's memory enters to second order. θ walks by `prompt_drift`,
+    so before a visit Δ iterations later, s and f shrink by `1/(1 + prompt_drift² Δ I)`, `I = n p̂(1 − p̂)` their
+    information, `p̂ = (s + 1/2)/(n + 1)`: as the variance 1/I of a normal likelihood grows. Prompts that are always
+    wrong hold little information, and keep it long.
+
+    **Common drift.** After each iteration, M moves by the step that is most probable given all its outcomes
+    (Newton's method on the sum of the prompts' log marginal likelihoods), with the prior
+    `N(trend, common_drift²)` per iteration; the trend is the mean step of the last 15 iterations. Outcomes count at M
+    of their own iteration. M is then taken as known: an error in it recurs in the θ learnt at that time.
+
+    **Population.** A distribution over a grid of logits from −8 to 8 around −M, spacing 1/4, refitted in each
+    iteration by smoothed EM to a fixed random sample of 2,048 visited prompts. So its cost does not depend on the
+    number of prompts ever visited; up to 2,048, the fit uses all. An unseen prompt has this population.
+
+    **Estimate.** `E[p]` and `E[p(1 − p)]` over the prompt's posterior on the grid, with M at its last value plus the
+    trend, ± `common_drift`. Within an iteration, as after a pilot, a prompt's own new outcomes count, at that M; M and
+    the population stay as they were when the iteration began.
+
+    Sources: assumed-density filtering and quadrature as in dynamic generalized linear models (West, Harrison and
+    Migon, 1985); the nonparametric population as in Laird (1978), its smoothing as in Silverman et al. (1990).
+
+    Args:
+        common_drift: Standard deviation of M's step around the trend, in logits per RL iteration; variances add up
+            over iterations.
+        prompt_drift: Standard deviation of a prompt's own step, in logits per RL iteration. The default makes the
+            information of 16 rollouts at p = 1/2 count half after 100 iterations.
+
+    Raises:
+        UserError: If a drift is not positive and finite.
+    """
+
+    columns = ("successes", "failures", "success_drift", "failure_drift", "new_successes", "new_failures")
+    dtype = np.float32
+
+    prior_prompts: ClassVar[float] = 2.0
+    """Prompts with a uniform success rate that the population's fit adds to the visited ones."""
+
+    em_steps: ClassVar[int] = 20
+    """EM steps per iteration, from the last population."""
+
+    smoothing: ClassVar[float] = 0.2
+    """Share of a grid point's count that an EM step spreads to its neighbors."""
+
+    def __init__(self, common_drift: float = 0.15, prompt_drift: float = 0.05) -> None:
+        for name, value in (("common_drift", common_drift), ("prompt_drift", prompt_drift)):
+            if not (value > 0 and math.isfinite(value)):
+                raise UserError(
+                    f"data.estimator.init_args.{name}={value} must be a positive, finite number of logits per "
+                    f"RL iteration; data.estimator=BetaPosterior with half_life=.inf assumes no drift at all"
+                )
+        self.common_drift = float(common_drift)
+        self.prompt_drift = float(prompt_drift)
+
+    def check_state(self, state: FloatArray) -> None:
+        """Raise a UserError if a count is negative, or a drift is recorded without outcomes."""
+        for column, values in zip(self.columns, state, strict=True):
+            if column.endswith(("successes", "failures")) and (values < 0).any():
+                raise UserError(f"{column!r} has the negative value {values.min()}")
+        if ((state[:2] == 0) & (state[2:4] != 0)).any():
+            raise UserError("'success_drift' or 'failure_drift' is not 0 where there are no outcomes")
+
+    def converted_columns(self, estimator: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Return columns made of the counts of `BetaPosterior` or `PaperBernoulli`, as if made at M = 0."""
+        if estimator == "BetaPosterior" and {"successes", "failures"} <= columns.keys():
+            successes, failures = columns["successes"], columns["failures"]
+        elif estimator == "PaperBernoulli" and {"successes", "counts"} <= columns.keys():
+            successes, failures = columns["successes"], columns["counts"] - columns["successes"]
+        else:
+            return None
+        nothing = torch.zeros_like(successes, dtype=torch.float32)
+        converted = dict.fromkeys(self.columns, nothing)
+        return {**converted, "successes": successes.to(torch.float32), "failures": failures.to(torch.float32)}
+
+    # --- one prompt ---------------------------------------------------------------------------------------------------
+
+    def _kept(self, state: FloatArray, elapsed: FloatArray) -> FloatArray:
+        """Return the share of the information in old outcomes that is left after `elapsed`, `[num_prompts]`."""
+        successes, failures = state[:2]
+        counts = successes + failures
+        rate = (successes + 0.5) / (counts + 1)
+        return 1 / (1 + self.prompt_drift**2 * elapsed * counts * rate * (1 - rate))
+
+    def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
+        """Discount the earlier outcomes and add the new ones to those that wait for the end of the iteration."""
+        return np.concatenate(
+            [state[:4] * self._kept(state, elapsed), state[4:] + np.stack([successes, counts - successes])]
+        )
+
+    def fold(self, state: FloatArray, shared: FloatArray, iteration: int) -> FloatArray:
+        """Merge the outcomes that wait with the earlier ones, at the common logit of their iteration."""
+        new = state[4:]
+        common = Shared.unpack(shared).at(iteration)
+        merged = np.concatenate([state[:2] + new, state[2:4] + new * common, np.zeros_like(new)])
+        return merged.astype(self.dtype).astype(np.float64)  # as it will be stored, so that storing changes nothing
+
+    def waiting(self, state: FloatArray) -> BoolArray:
+        """Return which prompts have new successes or failures."""
+        return (state[4] > 0) | (state[5] > 0)
+
+    def log_likelihood(self, state: FloatArray, elapsed: FloatArray, thetas: FloatArray) -> FloatArray:
+        """Return the log-likelihood of the earlier outcomes at each θ, `[num_prompts, num_points]`."""
+        kept = self._kept(state, elapsed)
+        successes, failures, success_drift, failure_drift = state[:4]
+        at_success = success_drift / np.maximum(successes, 1e-30)
+        at_failure = failure_drift / np.maximum(failures, 1e-30)
+        # log σ(θ + M) = −log(1 + e^−θ e^−M): one logarithm per point, no exponential
+        right = np.log1p(np.exp(-np.clip(at_success, -60, 60))[:, None] * np.exp(-thetas))
+        wrong = np.log1p(np.exp(np.clip(at_failure, -60, 60))[:, None] * np.exp(thetas))
+        return -(kept * successes)[:, None] * right - (kept * failures)[:, None] * wrong
+
+    # --- all prompts --------------------------------------------------------------------------------------------------
+
+    def initial_shared(self) -> FloatArray:
+        """Return M = 0 and success rates uniform on (0, 1)."""
+        return Shared(-1, 0, np.zeros(PATH_LENGTH), grid.UNIFORM_RATE).pack()
+
+    def check_shared(self, shared: FloatArray) -> None:
+        """Raise a UserError if the vector is too short or long, or the population no distribution."""
+        length = 2 + PATH_LENGTH + len(grid.GRID)
+        if shared.shape != (length,):
+            raise UserError(f"'shared' has {len(shared)} numbers, not {length}")
+        weights = Shared.unpack(shared).weights
+        if not ((weights > 0).all() and abs(weights.sum() - 1) < 1e-6):
+            raise UserError("'shared' holds a population that is no distribution")
+
+    def advance(
+        self, shared: FloatArray, iteration: int, visited: FloatArray, sample: FloatArray, elapsed: FloatArray
+    ) -> FloatArray:
+        """Estimate the iteration's step of M, recenter the grid, and refit the population."""
+        old = Shared.unpack(shared)
+        gap = max(iteration - old.iteration, 1) if old.iteration >= 0 else 1
+        common = old.common + self._step(old, visited, gap)
+        path = np.concatenate([old.path, np.full(min(gap, PATH_LENGTH) - 1, old.common), [common]])[-PATH_LENGTH:]
+        origin = -round(common / grid.SPACING)
+        moved = Shared(iteration, origin, path, grid.shifted(old.weights, origin - old.origin))
+        folded = self.fold(sample, moved.pack(), iteration)
+        likelihood = self.log_likelihood(folded, elapsed, moved.thetas)
+        weights = grid.refit(moved.weights, likelihood, self.em_steps, self.prior_prompts, self.smoothing)
+        return moved._replace(weights=weights).pack()
+
+    def _step(self, shared: Shared, visited: FloatArray, gap: int) -> float:
+        """Return the most probable change of M over `gap` iterations, given the outcomes that wait in `visited`."""
+        if visited.shape[1] == 0:
+            return 0.0
+        now = np.zeros(visited.shape[1])
+        before = grid.posterior(shared.weights, self.log_likelihood(visited, now, shared.thetas))
+        successes, failures = visited[4:, :, None]
+        counts = (successes + failures)[:, 0]
+        logits, variance = shared.thetas + shared.common + gap * shared.trend, gap * self.common_drift**2
+        step, limit = 0.0, 4 * math.sqrt(variance)
+        for _ in range(NEWTON_STEPS):
+            rate = 1 / (1 + np.exp(-logits - step))
+            log_likelihood = successes * np.log(rate) + failures * np.log1p(-rate)
+            after = grid.posterior(before, log_likelihood)
+            mean, second = np.einsum("ng,g->n", after, rate), np.einsum("ng,g->n", after, rate**2)
+            slope = (successes[:, 0] - counts * mean).sum() - step / variance
+            curvature = (counts * (mean - second) - counts**2 * (second - mean**2)).sum() + 1 / variance
+            step += float(np.clip(slope / max(curvature, 1 / variance), -limit / 2, limit / 2))
+            step = float(np.clip(step, -limit, limit))
+        return gap * shared.trend + step
+
+    # --- estimates ----------------------------------------------------------------------------------------------------
+
+    def posterior(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
+        """Return the distribution of each prompt's θ on the grid, `[num_prompts, num_points]`."""
+        shared = Shared.unpack(np.asarray(population))
+        likelihood = self.log_likelihood(state, elapsed, shared.thetas)
+        new = state[4:]
+        if new.any():  # within a running iteration: at the common logit that was known when it began
+            rate = 1 / (1 + np.exp(-shared.next_logits))
+            likelihood = likelihood + new[0][:, None] * np.log(rate) + new[1][:, None] * np.log1p(-rate)
+        return grid.posterior(shared.weights, likelihood)
+
+    def moments(
+        self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return `E[p]` and `E[p(1 − p)]` in the coming iteration, for which M may take one more step."""
+        shared = Shared.unpack(np.asarray(population))
+        rate = 1 / (1 + np.exp(-shared.next_logits[:, None] - self.common_drift * NODES))
+        chances = self.posterior(state, elapsed, population)
+        mean, variance = (rate * NODE_WEIGHTS).sum(axis=1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=1)
+        return np.einsum("ng,g->n", chances, mean), np.einsum("ng,g->n", chances, variance)
+
+    def success_rate(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
+        """Return `E[p]`, `[num_prompts]`."""
+        return self.moments(state, elapsed, population)[0]
+
+    def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
+        """Return `E[p(1 − p)]`, `[num_prompts]`."""
+        return self.moments(state, elapsed, population)[1]
