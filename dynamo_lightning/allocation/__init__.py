@@ -1,11 +1,8 @@
 """Where rollouts go: running estimates of each prompt's reward variance, and exact shares of the budget."""
 
 from dynamo_lightning.allocation.allocate import Cost, allocate_rollouts
-<<<<<<< HEAD
 from dynamo_lightning.allocation.allocator import Allocator
 from dynamo_lightning.allocation.budget import RolloutBudget
-from dynamo_lightning.allocation.estimators import ArcsineKalman, BetaPosterior, PaperBernoulli, VarianceEstimator
-=======
 from dynamo_lightning.allocation.estimators import (
     ArcsineKalman,
     BetaPosterior,
@@ -13,7 +10,6 @@ from dynamo_lightning.allocation.estimators import (
     PaperBernoulli,
     VarianceEstimator,
 )
->>>>>>> w_filter
 from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
 from dynamo_lightning.allocation.records import AllocationProblem, Estimate
 from dynamo_lightning.allocation.rules import (
