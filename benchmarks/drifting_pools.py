@@ -35,6 +35,7 @@ from dynamo_lightning.allocation import (
     PromptStatistics,
     ProportionalRule,
     RLOORule,
+    RolloutBudget,
     SignalRule,
     VarianceEstimator,
     allocate_commit,
@@ -155,6 +156,7 @@ def one_epoch(pool: str, rise: float, estimator: str, pilot: int, seed: int) -> 
     store = PromptStatistics(ESTIMATORS[estimator]()) if estimator != "oracle" else None
     allocated = equal = 0.0
     budget = mean_size * batch_size
+    plan = RolloutBudget(mean_size, *bounds, pilot=pilot)
     for iteration in range(iterations):
         ids = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
         rates = sigmoid(theta[ids] + rise * iteration / iterations)
@@ -169,10 +171,10 @@ def one_epoch(pool: str, rise: float, estimator: str, pilot: int, seed: int) -> 
             sizes = allocate_rollouts(before, ids, budget, *bounds, RLOORule())
             allocated += float((variances / (sizes - 1)).sum())
         else:
-            shares = pilot_weights(before, ids, budget, pilot, *bounds, RLOORule())
+            shares = pilot_weights(before, ids, plan)
             store.observe(ids, rng.binomial(pilot, rates), np.full(batch_size, pilot), iteration)
             after = store.estimate(ids, iteration)
-            sizes = allocate_commit(after, ids, budget, pilot, shares, *bounds, RLOORule())
+            sizes = allocate_commit(after, ids, shares, plan)
             allocated += float((variances * (shares**2 / (pilot - 1) + (1 - shares) ** 2 / (sizes - 1))).sum())
         store.observe(ids, rng.binomial(sizes, rates), sizes, iteration)
     return allocated / equal
