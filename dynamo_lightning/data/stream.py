@@ -35,11 +35,11 @@ class PromptStream:
         prompts_per_batch: Prompts of one RL iteration, over all ranks.
         seed: Seed of the permutations, at least 0; epoch `e` is permuted by `(seed, e)`.
         make_batch: Called with the iteration number and the prompts of a batch when the batch is due.
+        mixture: How often the prompts of several data sets come, which follow each other in `prompts`; by default every
+            prompt comes once in a pass.
         overfit_batches: Lightning's option of that name: the first so many batches (or that share of them) are yielded
             in every epoch; 0 switches it off.
         drop_last: Whether the last batch of a pass is dropped if it has fewer prompts.
-        mixture: How often the prompts of several data sets come, which follow each other in `prompts`; by default every
-            prompt comes once in a pass.
 
     Raises:
         UserError: If there is no prompt, no full batch under `drop_last`, or an argument is out of range.
@@ -52,8 +52,8 @@ class PromptStream:
         seed: int,
         make_batch: Callable[[int, Sequence[Prompt]], PromptBatch],
         drop_last: bool = False,
-        overfit_batches: int | float = 0,
         mixture: Mixture | None = None,
+        overfit_batches: int | float = 0,
     ) -> None:
         if prompts_per_batch < 1 or seed < 0:
             raise UserError(f"data.prompts_per_batch={prompts_per_batch} must be at least 1, seed={seed} at least 0")
