@@ -51,3 +51,27 @@ def test_a_right_answer_of_another_pair_is_not_paid():
         if REWARD("", rf"\boxed{{{answer}}}", gold)
     ]
     assert paid == []
+
+
+def test_verdicts_on_plain_numbers_and_polynomials_agree_with_math_verify():
+    """An independent reference, where both read alike: each answer against each."""
+    from math_verify import parse, verify
+
+    answers = [
+        "7",
+        "-3",
+        "42",
+        "1.5",
+        "0.25",
+        r"\frac{3}{2}",
+        r"\frac{1}{4}",
+        r"-\frac{6}{2}",
+        r"2\sqrt{3}",
+        r"\sqrt{12}",
+    ]
+    answers += ["x^2-1", "(x-1)(x+1)", "[1,2]", r"\{1,2\}", r"\{2,1\}", r"\frac{42}{6}"]
+    read = [parse(rf"$\boxed{{{answer}}}$", parsing_timeout=None) for answer in answers]
+    for gold, gold_reading in zip(answers, read, strict=True):
+        for answer, reading in zip(answers, read, strict=True):
+            expected = verify(gold_reading, reading, timeout_seconds=None)
+            assert bool(REWARD("", rf"\boxed{{{answer}}}", gold)) == expected, (gold, answer)
