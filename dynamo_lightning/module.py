@@ -125,6 +125,12 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             raise UserError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
         if eval_temperature < 0:
             raise UserError(f"model.eval_temperature must not be negative, got {eval_temperature}")
+        if loss.kl_coefficient > 0 and policy.lora is not None and policy.lora.bias != "none":
+            raise UserError(
+                f"model.policy.lora.bias={policy.lora.bias} does not go with model.loss.kl_coefficient="
+                f"{loss.kl_coefficient}: without its adapters the policy would be its own reference, but for trained "
+                "biases: set bias to none"
+            )
         if one_step_off and not generator.works_ahead:
             raise UserError(
                 "model.one_step_off=true needs a generator that works beside the update, which this model.generator "
