@@ -47,14 +47,17 @@ def check_logger_packages(config: Any) -> None:
         name = str(getattr(logger, "class_path", "")).rsplit(".", 1)[-1]
         package = LOGGER_PACKAGES.get(name)
         if package is not None and importlib.util.find_spec(package) is None:
-            raise UserError(f"trainer.logger: {name} needs the package {package}, which is not installed: pip install {package}")
+            raise UserError(
+                f"trainer.logger: {name} needs the package {package}, which is not installed: pip install {package}"
+            )
 
 
 def file_loggers(config: Any) -> list[Any]:
     """Configurations of the loggers that write into the folder of the command: CSV and TensorBoard."""
     loggers = config.trainer.logger
     paths = [
-        (logger, str(getattr(logger, "class_path", ""))) for logger in (loggers if isinstance(loggers, list) else [loggers])
+        (logger, str(getattr(logger, "class_path", "")))
+        for logger in (loggers if isinstance(loggers, list) else [loggers])
     ]
     return [
         logger

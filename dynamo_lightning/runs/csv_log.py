@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def superseded_path(path: Path) -> Path:
-    """First free path beside a log for rows that a resumed run replaces: `metrics.superseded-1.csv`, …"""
+    """First free path beside a log for rows that a resumed run replaces: `metrics.superseded-1.csv`, …."""
     number = 1
     while (aside := path.with_name(f"{path.stem}.superseded-{number}{path.suffix}")).exists():
         number += 1

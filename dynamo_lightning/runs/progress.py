@@ -60,10 +60,7 @@ def reason_to_stop(trainer: Trainer) -> str | None:
     assert isinstance(epochs, _ProcessedTracker)
     ends_with_epoch = epochs.ready > epochs.processed and batches.current.ready >= loop.max_batches
     iterations = finished_iterations(trainer)
-    if (
-        epochs.processed + ends_with_epoch >= trainer.max_epochs
-        or iterations >= trainer.max_epochs * loop.max_batches
-    ):
+    if epochs.processed + ends_with_epoch >= trainer.max_epochs or iterations >= trainer.max_epochs * loop.max_batches:
         return f"trainer.max_epochs={trainer.max_epochs}"
     return None
 

@@ -50,7 +50,12 @@ def test_rows_after_the_checkpoint_are_superseded_and_kept_aside(tmp_path):
     resumed = MetricsFile(str(tmp_path))
     resumed.log_metrics({"reward": 20}, 2)
     resumed.log_metrics({"reward": 30}, 3)
-    assert [(row["step"], row["reward"]) for row in rows(tmp_path)] == [("0", "0"), ("1", "1"), ("2", "20"), ("3", "30")]
+    assert [(row["step"], row["reward"]) for row in rows(tmp_path)] == [
+        ("0", "0"),
+        ("1", "1"),
+        ("2", "20"),
+        ("3", "30"),
+    ]
     assert [row["step"] for row in rows(tmp_path, "metrics.superseded-1.csv")] == ["3", "4"]
 
 
