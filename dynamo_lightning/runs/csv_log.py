@@ -1,7 +1,7 @@
 """Metrics as `metrics.csv`, one row per step, that a resumed run goes on with.
 
-Lightning's `CSVLogger` deletes the file when it is opened again, keeps up to 100 rows in memory, and writes training and
-validation metrics of one step as two rows.
+Lightning's `CSVLogger` deletes the file when it is opened again, keeps up to 100 rows in memory, and writes training
+and validation metrics of one step as two rows.
 """
 
 from __future__ import annotations
