@@ -13,9 +13,18 @@ from dynamo_lightning.allocation.records import FloatArray, IntArray
 from dynamo_lightning.allocation.table import PromptTable
 from dynamo_lightning.errors import UserError
 
+MANY = 8
+"""The open iteration's ids are kept as long as all prompts are at least this many times as many, else looked up."""
+
+FEW = 4
+"""The sample's ids are looked up as long as all prompts are at most this many times as many, then kept."""
+
 
 class SharedStatistics:
     """The shared vector of a `PooledEstimator`, frozen within an RL iteration.
+
+    Ids of the open iteration and of the sample are kept only where that takes little memory for each prompt; otherwise
+    a pass over all prompts finds them, of which there are then not many more.
 
     Args:
         estimator: How the vector advances.
@@ -29,14 +38,15 @@ class SharedStatistics:
         """The vector before the open iteration."""
         self.iteration = -1
         """The open iteration: the latest with outcomes; −1 before any."""
-        self._open_ids: IntArray = np.empty(0, dtype=np.int64)
-        self._sample_ids: IntArray = np.empty(0, dtype=np.int64)
+        self._kept_open: IntArray | None = None
+        self._kept_sample: IntArray | None = None
         self._ahead: FloatArray | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the shared vector, the sampled ids and those of the open iteration."""
-        return self.shared.nbytes + self._open_ids.nbytes + self._sample_ids.nbytes
+        kept = (ids.nbytes for ids in (self._kept_open, self._kept_sample) if ids is not None)
+        return self.shared.nbytes + sum(kept)
 
     def ahead(self, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return states and shared vector as they are for later iterations, without closing the open one."""
@@ -46,26 +56,40 @@ class SharedStatistics:
 
     def close(self, iteration: int) -> None:
         """Close the open iteration, for outcomes of a later one have come."""
-        rows = self._table.gather(self._open_ids)
+        rows = self._table.gather(self._open_ids())
         rows.state, self.shared = self.ahead(rows.state)
         self._table.write(rows)
-        self.iteration, self._open_ids, self._ahead = iteration, self._open_ids[:0], None
+        self.iteration, self._kept_open, self._ahead = iteration, np.empty(0, dtype=np.int64), None
 
     def observed(self, prompt_ids: IntArray, state: FloatArray, iteration: int) -> FloatArray:
         """Take note of outcomes, and return the states to keep; outcomes of a closed iteration are folded at once."""
         self._ahead = None
-        self._sample_ids = fixed_sample(_union(self._sample_ids, prompt_ids), self._estimator.sample_size)
+        if self._kept_sample is not None:
+            self._kept_sample = self._sampled(_union(self._kept_sample, prompt_ids))
+        elif len(self._table) + len(prompt_ids) > FEW * self._estimator.sample_size:
+            self._kept_sample = self._sampled(_union(self._table.ids(), prompt_ids))
         if iteration < self.iteration:
             return self._estimator.fold(state, self.shared, iteration)
-        self._open_ids = _union(self._open_ids, prompt_ids)
+        if self._kept_open is not None:
+            self._kept_open = _union(self._kept_open, prompt_ids)
+            if MANY * len(self._kept_open) > len(self._table):
+                self._kept_open = None
         return state
+
+    def _open_ids(self) -> IntArray:
+        """Return the ids of the open iteration, ascending."""
+        return self._table.ids(last_visit=self.iteration) if self._kept_open is None else self._kept_open
+
+    def _sampled(self, ids: IntArray) -> IntArray:
+        return fixed_sample(ids, self._estimator.sample_size)
 
     def _advanced(self) -> FloatArray:
         """Return the shared vector after the open iteration."""
         if self.iteration < 0:
             return self.shared
-        visited = self._table.gather(fixed_sample(self._open_ids, self._estimator.visited_size))
-        sample = self._table.gather(self._sample_ids)
+        visited = self._table.gather(fixed_sample(self._open_ids(), self._estimator.visited_size))
+        sample_ids = self._sampled(self._table.ids()) if self._kept_sample is None else self._kept_sample
+        sample = self._table.gather(sample_ids)
         elapsed = (self.iteration - sample.last_visit).astype(np.float64)
         return self._estimator.advance(self.shared, self.iteration, visited.state, sample.state, elapsed)
 
@@ -85,7 +109,7 @@ class SharedStatistics:
         if not isinstance(iteration, int) or iteration < last_visit.max(initial=-1):
             raise UserError(f"'iteration' is {iteration!r}, but a prompt was visited in {last_visit.max(initial=-1)}")
         self.iteration = iteration
-        self._sample_ids = fixed_sample(ids, self._estimator.sample_size)
+        self._kept_sample = self._sampled(ids) if len(ids) > FEW * self._estimator.sample_size else None
         if shared is None:
             self.shared = self._advanced()
             return
@@ -95,7 +119,8 @@ class SharedStatistics:
             raise UserError("'shared' is not finite everywhere")
         self.shared = shared.cpu().numpy().copy()
         self._estimator.check_shared(self.shared)
-        self._open_ids = ids[self._estimator.waiting(state)]
+        open_ids = ids[self._estimator.waiting(state)]
+        self._kept_open = open_ids if MANY * len(open_ids) <= len(ids) else None
 
 
 def _union(some: IntArray, others: IntArray) -> IntArray:

@@ -141,7 +141,7 @@ class PromptStatistics:
         if self._pool is not None:
             rows.state = self._pool.observed(ids, rows.state, iteration)
         self._table.write(rows)
-        self._latest_visit = max([self._latest_visit, *([iteration] if len(ids) else [])])
+        self._latest_visit = max(self._latest_visit, iteration if len(ids) else 0)
         self._population = None
 
     def estimate(self, prompt_ids: ArrayLike, iteration: int) -> Estimate:

@@ -71,6 +71,13 @@ class PromptTable:
         """Bytes that all arrays take."""
         return sum(block.nbytes for block in self._blocks)
 
+    def ids(self, last_visit: int | None = None) -> IntArray:
+        """Return all ids, or those whose last visit was in this iteration, ascending: a pass over all prompts."""
+        found = [
+            block.ids if last_visit is None else block.ids[block.last_visit == last_visit] for block in self._blocks
+        ]
+        return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+
     def gather(self, ids: IntArray) -> Rows:
         """Return copies of the rows of distinct `ids`, `[num_prompts]`, in any order."""
         rows = Rows(
@@ -81,7 +88,7 @@ class PromptTable:
             ids=ids,
             places=[],
         )
-        wanted = np.argsort(ids)  # ascending, for searches then find most of what they read in the processor's cache
+        wanted = np.argsort(ids)  # ascending: consecutive searches then read what is in the cache
         for block in self._blocks:
             places = np.searchsorted(block.ids, ids[wanted])
             here = block.ids[np.minimum(places, len(block.ids) - 1)] == ids[wanted]

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dynamo_lightning.allocation import ArcsineKalman, BetaPosterior, LogitFilter, PaperBernoulli, PromptStatistics
+from dynamo_lightning.allocation import (
+    ArcsineKalman,
+    BetaPosterior,
+    LogitFilter,
+    PaperBernoulli,
+    PromptStatistics,
+    shared_statistics,
+)
 from dynamo_lightning.allocation import table as prompt_table
 from dynamo_lightning.allocation.estimators.logit_filter import Shared
 from dynamo_lightning.allocation.estimators.pooled import fixed_sample
@@ -191,6 +198,32 @@ def test_at_most_64_bytes_per_visited_prompt_in_memory_and_in_the_checkpoint(tmp
     size = statistics.nbytes
     statistics.observe(ids[:4000], np.zeros(4000), np.full(4000, 8), 10, np.full(4000, 800))
     assert statistics.nbytes == size  # visiting again adds nothing
+
+
+@pytest.mark.parametrize("visited", [500, 4000, 9000, 20_000])
+@pytest.mark.parametrize("batches", [1, 20])
+def test_the_limit_of_64_bytes_holds_for_any_number_of_prompts_and_iterations(visited, batches):
+    statistics = PromptStatistics(LogitFilter())
+    for iteration, some in enumerate(np.split(np.arange(visited) * 77, batches)):
+        statistics.observe(some, np.zeros(len(some)), np.full(len(some), 8), iteration)
+        assert statistics.nbytes <= 64 * len(statistics) + 664  # the shared vector: the same for any number
+
+
+def test_kept_ids_show_in_nothing(monkeypatch):
+    """Whether ids of the open iteration and the sample are kept or looked up is a matter of memory only."""
+    outcomes = []
+    for many, few in ((8, 4), (0, 0), (10**9, 10**9)):
+        monkeypatch.setattr(shared_statistics, "MANY", many)
+        monkeypatch.setattr(shared_statistics, "FEW", few)
+        monkeypatch.setattr(LogitFilter, "sample_size", 70)
+        monkeypatch.setattr(LogitFilter, "visited_size", 30)
+        outcomes.append(trained(10, num_prompts=300))
+        again = PromptStatistics(LogitFilter())
+        again.load_state_dict(outcomes[-1].state_dict())
+        assert_same(outcomes[-1], again, np.arange(310), 11)
+    assert_same_checkpoint(outcomes[0], outcomes[1])
+    assert_same_checkpoint(outcomes[0], outcomes[2])
+    assert_same(outcomes[0], outcomes[2], np.arange(310), 10)
 
 
 def test_an_update_of_4096_prompts_takes_50_milliseconds_whatever_number_was_ever_visited():

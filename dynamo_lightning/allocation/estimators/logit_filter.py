@@ -48,6 +48,10 @@ class Shared(NamedTuple):
         """Mean step of `M` over the remembered iterations, in logits per RL iteration."""
         return float(self.path[-1] - self.path[0]) / (PATH_LENGTH - 1)
 
+    def expected_step(self, gap: int) -> float:
+        """Return the step of `M` that the trend says for `gap` iterations, no further than it was observed."""
+        return min(gap, PATH_LENGTH - 1) * self.trend
+
     @property
     def next_logits(self) -> FloatArray:
         """Logits `θ + M` on the grid that are expected in the next iteration, `[num_points]`."""
@@ -229,7 +233,7 @@ class LogitFilter(PooledEstimator):
         before = grid.posterior(shared.weights, self.log_likelihood(visited, now, shared.thetas))
         successes, failures = visited[4:, :, None]
         counts = (successes + failures)[:, 0]
-        logits, variance = shared.thetas + shared.common + gap * shared.trend, gap * self.common_drift**2
+        logits, variance = shared.thetas + shared.common + shared.expected_step(gap), gap * self.common_drift**2
         step, limit = 0.0, 4 * math.sqrt(variance)
         for _ in range(NEWTON_STEPS):
             rate = 1 / (1 + np.exp(-logits - step))
@@ -240,7 +244,7 @@ class LogitFilter(PooledEstimator):
             curvature = (counts * (mean - second) - counts**2 * (second - mean**2)).sum() + 1 / variance
             step += float(np.clip(slope / max(curvature, 1 / variance), -limit / 2, limit / 2))
             step = float(np.clip(step, -limit, limit))
-        return gap * shared.trend + step
+        return shared.expected_step(gap) + step
 
     # --- estimates ----------------------------------------------------------------------------------------------------
 
