@@ -120,8 +120,10 @@ class PromptTable:
         last_visit = np.concatenate([block.last_visit for block in self._blocks])
         state = np.concatenate([block.state for block in self._blocks])
         lengths = np.concatenate([block.lengths for block in self._blocks])
-        order = np.argsort(ids)
-        return ids[order], last_visit[order], state[order].T, lengths[order].T
+        if len(self._blocks) > 1:  # one block is sorted
+            order = np.argsort(ids)
+            ids, last_visit, state, lengths = ids[order], last_visit[order], state[order], lengths[order]
+        return ids, last_visit, np.ascontiguousarray(state.T), np.ascontiguousarray(lengths.T)
 
     def _add(self, rows: _Block) -> None:
         """Insert rows that are new, ascending by id."""
