@@ -18,7 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dynamo_lightning.allocation.allocate import best_variance_ratio, sample_bernoulli_variance, variance_ratio
 from dynamo_lightning.distributed import derive_seed, gather_objects, run_seed
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.gradient_variance import group_variances, head_scores
+from dynamo_lightning.measure.moments import group_variances
+from dynamo_lightning.measure.scores import head_scores
 from dynamo_lightning.types import IterationRecord, Rollout
 
 
@@ -96,7 +97,7 @@ class VarianceReductionMonitor(Callback):
     `measure_every` iterations, a random sample of the batch's prompts is taken; the gradient of each of their rollouts
     with respect to the vocabulary head is projected on random directions (one forward pass over these rollouts, no
     backward pass), and the exact variance of the leave-one-out gradient is estimated from them for the group's size
-    and for the batch's mean size (`dynamo_lightning.gradient_variance`). Such estimates are noisy: the ratio is that of
+    and for the batch's mean size (`dynamo_lightning.measure`). Such estimates are noisy: the ratio is that of
     their sums over the last `num_pooled` measurements, logged in every iteration from the first one on. The cost is
     logged as `alloc/measure_seconds`, 0 in iterations without a measurement, so that its mean is the cost per
     iteration; it is bounded, for at most `num_measured_prompts` groups go through the policy.

@@ -1,0 +1,1 @@
+"""What is measured of the policy gradient while it trains: its variance, from scores of rollouts."""
