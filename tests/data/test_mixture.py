@@ -10,15 +10,14 @@ from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.data.stream import PromptStream
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.types import Prompt, PromptBatch
+from dynamo_lightning.types import GroupPlan, Prompt, PromptBatch
 
 
 def make_stream(sizes, weights, per_batch=3, seed=0, drop_last=False):
     prompts = [Prompt(i, "q", "q", (1,), "a") for i in range(sum(sizes))]
 
     def make_batch(iteration, chosen):
-        n = len(chosen)
-        return PromptBatch(iteration, tuple(chosen), (2,) * n, (0.5,) * n, (0.25,) * n, (True,) * n)
+        return PromptBatch(iteration, [GroupPlan(prompt, 2) for prompt in chosen])
 
     return PromptStream(prompts, per_batch, seed, make_batch, drop_last, Mixture(sizes, weights))
 

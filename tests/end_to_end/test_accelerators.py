@@ -27,10 +27,13 @@ def test_fsdp2_in_a_single_process(config, accelerator):
     accelerated = f"--trainer.accelerator={accelerator}"
     fit(config, "whole", accelerated)
     checkpoint = "dynamo_lightning.callbacks.IterationCheckpoint"
-    callbacks = f"--trainer.callbacks=[{{class_path: {checkpoint}, init_args: {{dirpath: shards}}}}]"
-    options = (accelerated, "--trainer.strategy=fsdp2", callbacks)
-    fit(config, "shards", *options, "--trainer.max_epochs=1")
+
+    def options(folder):
+        callbacks = f"--trainer.callbacks=[{{class_path: {checkpoint}, init_args: {{dirpath: {folder}}}}}]"
+        return accelerated, "--trainer.strategy=fsdp2", callbacks
+
+    fit(config, "shards", *options("shards"), "--trainer.max_epochs=1")
     assert Path("shards/last.ckpt").is_dir()
-    fit(config, "resumed", *options, "--ckpt_path=shards/last.ckpt")
+    fit(config, "resumed", *options("more_shards"), "--ckpt_path=shards/last.ckpt")
     entropies = column("shards", "entropy") + column("resumed", "entropy")
     assert entropies == pytest.approx(column("whole", "entropy"), abs=1e-2)

@@ -35,8 +35,9 @@ def test_every_choice_of_the_library_is_expressed_and_built_again(base):
 def test_arguments_are_read_off_an_object():
     assert describe(DynamoModulation(normaliser="quantile", quantile=0.75))["init_args"]["quantile"] == 0.75
     assert describe(FunctionReward("math.hypot")) == {
-        "class_path": "dynamo_lightning.rewards.reward.FunctionReward", "init_args": {"function": "math.hypot"},
-    }  # fmt: skip
+        "class_path": "dynamo_lightning.rewards.reward.FunctionReward",
+        "init_args": {"function": "math.hypot", "keep_special_tokens": False},
+    }
     assert describe(functools.partial(torch.optim.SGD, lr=0.5)) == {
         "class_path": "torch.optim.sgd.SGD", "init_args": {"lr": 0.5},
     }  # fmt: skip
