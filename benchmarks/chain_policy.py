@@ -131,7 +131,7 @@ def main() -> None:
     for name, (low, high) in GATES.items():
         gates[name] |= {"allowed_low": low, "allowed_high": high, "passed": low <= gates[name]["value"] <= high}
     rows = summarise(train, read["train"], "train") + summarise(test, read["test"], "test")
-    console = Console()
+    console = Console(width=110)
     table = Table("gate", "value", "95 % interval", "allowed", "passed", title=arguments.model_name)
     for name, gate in gates.items():
         allowed = f"{gate['allowed_low']} to {gate['allowed_high']}" if "passed" in gate else ""
