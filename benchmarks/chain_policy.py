@@ -6,8 +6,8 @@ r"""The chain policy before reinforcement learning, or any policy on the chain t
 One response of each chain is right, so its probability, from one forward pass, is the success rate; nothing is sampled
 for the tables. The gates take the policy as shipped: sampled pass@1 on held-out chains (their own responses, by the
 generator and reward of real runs) from 20 to 45 %, greedy pass@1 at least 85 %, and the best possible variance ratio of
-an allocation over the training chains, `(Σσ)² / (N Σσ²)`, at most 0.7. Intervals: 95 %, bootstrap over chains; Wilson's for
-the greedy share.
+an allocation over the training chains, `(Σσ)² / (N Σσ²)`, at most 0.7. Intervals: 95 %, bootstrap over chains;
+Wilson's for the greedy share.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dynamo_lightning.allocation.variance import best_variance_ratio
-from dynamo_lightning.cli import main
+from dynamo_lightning.cli import DynamoCLI, main
 from dynamo_lightning.data.chain import (
     KINDS,
     LENGTHS,
@@ -222,12 +222,32 @@ def test_success_falls_with_length_as_the_demonstrators(shipped):
             assert np.mean(steps) == pytest.approx(1 - kind.error_rate, abs=0.06), (name, length)
 
 
+@pytest.mark.parametrize("overlays", [[], ["--config=overlays/grpo.yaml"]])
+def test_the_config_parses_and_leaves_room_for_every_prompt_and_response(monkeypatch, tmp_path, overlays):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DynamoCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(DynamoCLI, "_run_subcommand", lambda self, subcommand: None)
+    config = main(["fit", "--config=chain.yaml", *overlays]).config["fit"]
+    assert config.data.max_prompt_length >= max(2 * length + 2 for length in LENGTHS)
+    assert config.model.sampling.max_response_length >= max(2 * length + len("\\boxed{0}") + 1 for length in LENGTHS)
+    assert config.model.reward.class_path == "dynamo_lightning.data.chain.ChainReward"
+
+
+def test_the_warm_start_config_parses(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DynamoCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(DynamoCLI, "_run_subcommand", lambda self, subcommand: None)
+    config = main(["warm_start", "--config=warm_start_chain.yaml"]).config["warm_start"]
+    assert config.model.policy.init == "random"
+    assert config.trainer.max_steps == config.lr_scheduler.init_args.total_steps
+
+
 @pytest.mark.slow
 def test_the_config_trains(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cli = main(
         ["fit", "--config=chain.yaml", "--trainer.max_steps=2", "--trainer.limit_val_batches=1",
-         "--data.prompts_per_batch=16", "--data.eval_rollouts_per_prompt=1"]
+         "--data.prompts_per_batch=16", "--data.eval_rollouts_per_prompt=1", "--model.pass_at_k=[1]"]
     )  # fmt: skip
     assert cli.trainer.global_step == 2
     assert 0 <= float(cli.trainer.callback_metrics["reward"]) <= 1
