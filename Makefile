@@ -55,7 +55,7 @@ policy: $(VENV)/.installed ## Rebuild the embedded policy from random weights in
 	$(BIN)/python -m dynamo_lightning.data.arithmetic --output_dir build/arithmetic
 	$(RUN) warm_start --config warm_start.yaml
 
-policy-chain: $(VENV)/.installed ## Rebuild the chain policy from random weights into build/ (about 5 minutes)
+policy-chain: $(VENV)/.installed ## Rebuild the chain policy from random weights into build/ (about 8 minutes)
 	$(BIN)/python -m dynamo_lightning.data.chain --output_dir build/chain
 	$(RUN) warm_start --config warm_start_chain.yaml
 	$(RUN) warm_start --config warm_start_chain.yaml --output_dir build/chain-qwen3 \
