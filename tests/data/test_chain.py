@@ -162,7 +162,7 @@ def test_the_policy_is_small(shipped):
 def test_exact_success_is_the_product_of_the_tokens_probabilities(shipped):
     """Against a token-by-token reference without batching or padding."""
     policy, tokenizer = shipped
-    chains = [chain for chain in split_chains(seed=0)[1] if chain.kind == "jump"][:3]
+    chains = [chain for chain in split_chains(seed=0)[1] if chain.kind == "jump" and chain.length < 10][:3]
     read = read_right_responses(policy, tokenizer, chains, batch_size=2)
     for chain, rate, greedy in zip(chains, read.success_rates, read.greedy, strict=True):
         tokens = tokenizer(chain.prompt).input_ids
@@ -178,7 +178,7 @@ def test_exact_success_is_the_product_of_the_tokens_probabilities(shipped):
 
 
 def test_exact_success_agrees_with_sampling(shipped):
-    """256 responses to each of two chains, within four standard deviations."""
+    """128 responses to each of two chains, within four standard deviations."""
     from dynamo_lightning.rollout.transformers import TransformersGenerator
     from dynamo_lightning.types import Prompt, RolloutRequest
 
@@ -189,12 +189,12 @@ def test_exact_success_agrees_with_sampling(shipped):
     seeds = random.Random(0)
     for chain, rate in zip(chains, read_right_responses(policy, tokenizer, chains).success_rates, strict=True):
         prompt = Prompt(1, chain.prompt, chain.prompt, tuple(tokenizer(chain.prompt).input_ids), chain.answer)
-        requests = [RolloutRequest(prompt, index, seeds.getrandbits(62)) for index in range(256)]
-        rollouts = TransformersGenerator(256).generate(
+        requests = [RolloutRequest(prompt, index, seeds.getrandbits(62)) for index in range(128)]
+        rollouts = TransformersGenerator(128).generate(
             policy, tokenizer, requests, max_response_length=52, temperature=1.0
         )
         right = np.mean([ChainReward()(chain.prompt, rollout.text, chain.answer) for rollout in rollouts])
-        assert abs(right - rate) <= 4 * np.sqrt(rate * (1 - rate) / 256)
+        assert abs(right - rate) <= 4 * np.sqrt(rate * (1 - rate) / 128)
 
 
 def test_the_policy_has_headroom_and_room_for_allocation(shipped):
