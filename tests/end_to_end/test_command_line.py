@@ -173,13 +173,13 @@ def test_empty_data_and_rows_without_answer_are_refused(config):
     with pytest.raises(SystemExit, match=r"error: .*empty\.jsonl"):
         run("fit", "--config", config, "--data.train.path=empty.jsonl")
     Path("hole.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": null}\n')
-    with pytest.raises(SystemExit, match=r"error: .*row 1 of 'hole\.jsonl'"):
+    with pytest.raises(SystemExit, match=r"error: .*line 2 of 'hole\.jsonl'"):
         run("fit", "--config", config, "--data.train.path=hole.jsonl")
 
 
 def test_an_unparsable_answer_is_found_before_training(config):
     Path("bad.jsonl").write_text('{"prompt": "1+1=", "answer": "\\\\frac{1}{"}\n')
-    with pytest.raises(SystemExit, match=r"error: data set bad, row 0 of 'bad\.jsonl' .*'1\+1='"):
+    with pytest.raises(SystemExit, match=r"error: data set bad, line 1 of 'bad\.jsonl', .*'1\+1='"):
         run(
             "fit",
             "--config",
@@ -232,6 +232,7 @@ def test_starting_up_imports_no_engine_and_no_data_library():
         ["--data.min_rollouts=0", "--data.accept_skip_bias=true"],
         ["--data.rule=SignalRule"],
         ["--data.estimator=ArcsineKalman"],
+        ["--data.estimator=LogitFilter", "--data.pilot=2"],
         ["--data.rule=ProportionalRule", "--data.estimator=PaperBernoulli"],
     ],
 )
