@@ -5,8 +5,7 @@ RUN := $(BIN)/python -m dynamo_lightning
 # Everything comes from constraints.txt, which pins the tested versions.
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart test test-all test-gpu lint types floors bench policy vllm-cpu clean
-.PHONY: help quickstart test test-all test-gpu lint types bench policy policy-chain vllm-cpu clean
+.PHONY: help quickstart test test-all test-gpu lint types floors bench policy policy-chain vllm-cpu clean
 
 help: ## Say what each command does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14

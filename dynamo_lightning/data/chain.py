@@ -92,7 +92,6 @@ class ChainReward(Reward):
     r"""1 if the response is the reference answer, character by character, else 0.
 
     The answer holds every place and the box: a response that errs and ends in the right place by chance gets 0.
-    `MathReward` on the same data compares the boxed last place only.
     """
 
     def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:

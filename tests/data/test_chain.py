@@ -27,7 +27,6 @@ from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
-from dynamo_lightning.rewards import MathReward
 
 MODEL = "embedded:chain-qwen3"
 
@@ -145,7 +144,6 @@ def test_the_reward_pays_exactly_the_right_response():
     assert reward("4aRbLcR=", answer, answer) == 1.0
     for wrong in ("a5b6c5\\boxed{5}", "a5b4c5\\boxed{4}", "a5b4c5", answer + " ", " " + answer, "\\boxed{5}", ""):
         assert reward("4aRbLcR=", wrong, answer) == 0.0, wrong
-    assert MathReward()("4aRbLcR=", "a5b6c5\\boxed{5}", answer) == 1.0  # the last place only
 
 
 @pytest.mark.parametrize("answer", ["48", "a5b4", "a5b4\\boxed{44}", "\\boxed{4}"])
