@@ -20,6 +20,7 @@ from dynamo_lightning.allocation.allocator import Allocator
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
+from dynamo_lightning.allocation.statistics import PromptStatistics
 from dynamo_lightning.data.mixture import Mixture
 from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
@@ -239,6 +240,11 @@ class RolloutDataModule(L.LightningDataModule):
             if self._restored_position is not None:
                 self._stream.load_state_dict(self._restored_position)
         return self._stream
+
+    @property
+    def statistics(self) -> PromptStatistics:
+        """The running statistics of every prompt."""
+        return self.allocator.statistics
 
     @property
     def num_batches(self) -> int:

@@ -97,8 +97,9 @@ def test_a_checkpoint_of_version_0_1_goes_on(config):
     checkpoint = torch.load("checkpoints/last.ckpt", weights_only=True)
     for name in ("hyper_parameters", "datamodule_hyper_parameters", "hparams_name", "datamodule_hparams_name"):
         checkpoint.pop(name, None)
-    for name in ("final_iteration", "full_batch"):
+    for name in ("counts", "recent"):
         checkpoint["callbacks"]["RunReport"].pop(name)
+    checkpoint["RolloutDataModule"].pop("prompts")
     Path("old").mkdir()
     torch.save(checkpoint, "old/last.ckpt")
     cli = main(["fit", "--config", config, "--ckpt_path=old/last.ckpt", "--name=new", "--trainer.callbacks=null"])

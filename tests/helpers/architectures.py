@@ -183,13 +183,13 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     from transformers.models.auto import tokenization_auto
 
     from dynamo_lightning.export import export_policy
-    from dynamo_lightning.losses.advantages import assign_advantages
     from dynamo_lightning.module import PolicyModule
     from dynamo_lightning.policy.logits import own_logits
     from dynamo_lightning.policy.reading import token_layout
     from dynamo_lightning.rollout.generator import SamplingConfig
-    from dynamo_lightning.types import Collected, Outcome, Prompt, RolloutRequest, Score
+    from dynamo_lightning.types import Collected, GroupPlan, Outcome, Prompt, PromptBatch, RolloutRequest, Score
     from dynamo_lightning.update.config import UpdateConfig
+    from dynamo_lightning.update.join import join
     from dynamo_lightning.update.sampling_check import sampling_tolerance
     from dynamo_lightning.update.scoring import scoring_pass
     from dynamo_lightning.update.steps import update_policy
@@ -233,12 +233,9 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
             Outcome(r.prompt.prompt_id, r.sample_index, Score(float(r.sample_index == 1), {}), len(r.token_ids), False)
             for r in rollouts
         ]
-        from dynamo_lightning.types import PromptBatch
-
-        n = len(prompts)
-        batch = PromptBatch(iteration, tuple(prompts), (3,) * n, (0.5,) * n, (0.25,) * n, (True,) * n)
+        batch = PromptBatch(iteration, [GroupPlan(prompt, 3) for prompt in prompts])
         collected = Collected((batch,), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
-        scored = assign_advantages(collected, module.loss.advantage)
+        scored = join(collected, module.loss.advantage)
         tolerance = sampling_tolerance(None, module.collector.generator, module.policy, staleness=0)
         experience = scoring_pass(
             module.policy, None, scored, module.loss, module.update_config, 1.0, logp_tolerance=tolerance

@@ -13,7 +13,7 @@ def main(rank, store):
     from dynamo_lightning.rewards import GroupFunctionReward
     from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
     from dynamo_lightning.rollout.generator import Generator, SamplingConfig
-    from dynamo_lightning.types import Prompt, PromptBatch, Rollout
+    from dynamo_lightning.types import GroupPlan, Prompt, PromptBatch, Rollout
 
     class Lengths(Generator):
         """The response to a sample of index `i` has `i + 1` letters."""
@@ -29,7 +29,7 @@ def main(rank, store):
 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     prompts = tuple(Prompt(i, "q", "q", (1,), "5", "sums") for i in range(3))
-    batch = PromptBatch(0, prompts, (3, 1, 2), (0.5,) * 3, (0.25,) * 3, (True,) * 3)
+    batch = PromptBatch(0, [GroupPlan(prompt, size) for prompt, size in zip(prompts, (3, 1, 2), strict=True)])
     # Only one of the two processes hangs: the other one must not wait for it.
     for reward in (GroupFunctionReward("team_rewards.rank_by_length"), team.hang if rank == 0 else team.length):
         with RewardScorer(reward, ScoringConfig(num_workers=1, time_limit=0.5)) as scorer:
