@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from dynamo_lightning.rewards.maths.spelling import spell
+
 _WINDOW_BEFORE, _WINDOW_BEHIND = 120, 400
 
 
@@ -278,6 +280,12 @@ _HARMLESS = re.compile(
 )
 
 
+_VALUE_CALLED_WRONG = re.compile(
+    rf"([^\s,;:]+?)\s+{_COPULA}\s+(?:{_ADVERBS}\s+)*"
+    rf"(?:{_WRONG}|not (?:right|correct|true|it|(?:the|an?) (?:answer|solution))|discarded|excluded|invalid)"
+    rf"[\s,;:.!—–-]*(?:(?:{_IDLE}|so|thus|hence|therefore)\b{_OPENING}*){{0,6}}{_OPENING}*$",
+    re.IGNORECASE,
+)
 _UNTRUE = re.compile(
     r"\b(?:nobody|no one|"
     r"(?:one|you|some|many|people|someone) (?:might|may|could|would) (?:\w+ ){0,3}(?:think|say|guess|answer)|"
@@ -296,6 +304,15 @@ def is_denied_before(before: str, bounds: bool = False) -> bool:
         return True
     line = window.rstrip("\n").rsplit("\n", 1)[-1]  # "8 are left over\nA: 8" bounds nothing
     return bounds and bool(_BOUNDED.search(line) or _DOUBTED.search(line))
+
+
+def is_called_wrong(before: str, answer: str) -> bool:
+    """Return whether the words before an answer call the same value wrong: `42 is rejected, 42`.
+
+    Another value there is one that a solution discards (`x = -1 is rejected, so 42`).
+    """
+    called = _VALUE_CALLED_WRONG.search(before[-_WINDOW_BEFORE:])
+    return called is not None and spell(called[1].strip("$*()")) == spell(answer[:_WINDOW_BEFORE]) != ""
 
 
 def is_denied_behind(behind: str) -> bool:
