@@ -4,9 +4,10 @@ An answer is found (`maths/finals.py`), read (`maths/parser.py`) and compared (`
 algebra system. Numbers are exact fractions or 50 digits of mpmath, and expressions with variables are compared at
 points: what it costs is bounded by the size of the text, so that a verdict needs no time limit, in any thread.
 
-Version 0.1 asked math-verify. It is made to agree with many benchmarks: letters lose their case, adjacent numbers are
-added, units and bases are dropped, lists lose their order, and SymPy may take for ever. Each of these pays a policy
-that learns to use it, see `tests/rewards/test_math_attacks.py`.
+References beyond that reader (integrals, sums, products, limits) are math-verify's, in a process of its own that is
+killed at a time limit (`maths/library.py`). It does not decide everything, since it is made to agree with many
+benchmarks: letters lose their case, adjacent numbers are added, units and bases are dropped, lists lose their order,
+and SymPy may take for ever. Each of these pays a policy that learns to use it: `tests/rewards/test_math_attacks.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.rewards.maths import beyond, library
 from dynamo_lightning.rewards.maths.boxes import last_boxed
 from dynamo_lightning.rewards.maths.comparison import AnswerKind, Comparison
 from dynamo_lightning.rewards.maths.finals import FinalAnswer, after_thinking, find_final_answer
@@ -47,9 +49,12 @@ class MathReward(Reward):
             `<think>` is never closed; `true` gives 0 to every response without `</think>`, for templates that open the
             reasoning in the prompt; `false` grades the whole response.
         lenient_units: Accept another unit than the reference's, and 50 % for 0.5.
+        verifier: `strict` compares with our own reader and asks math-verify about references beyond it. `math-verify`
+            asks math-verify about every answer, with all its leniencies, to compare with published numbers.
 
     Raises:
-        UserError: If max_characters is below 1, or answer_kind or unparsable is none of its values.
+        UserError: If max_characters is below 1, answer_kind, unparsable or verifier is none of its values, or
+            answer_kind or lenient_units is set for math-verify, which has no such rules.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class MathReward(Reward):
         answer_kind: AnswerKind = "expression",
         thinking: bool | None = None,
         lenient_units: bool = False,
+        verifier: Literal["strict", "math-verify"] = "strict",
     ) -> None:
         if max_characters < 1:
             raise UserError(f"max_characters must be at least 1, got {max_characters}")
@@ -67,12 +73,19 @@ class MathReward(Reward):
             raise UserError(f"MathReward's answer_kind must be number or expression, got {answer_kind!r}")
         if unparsable not in ("refuse", "text"):
             raise UserError(f"MathReward's unparsable must be refuse or text, got {unparsable!r}")
+        if verifier not in ("strict", "math-verify"):
+            raise UserError(f"MathReward's verifier must be strict or math-verify, got {verifier!r}")
+        if verifier == "math-verify" and (answer_kind != "expression" or lenient_units):
+            given = "lenient_units: true" if lenient_units else f"answer_kind: {answer_kind}"
+            raise UserError(f"MathReward's {given} needs verifier: strict, math-verify has rules of its own")
         self.require_boxed = require_boxed
         self.max_characters = max_characters
         self.unparsable = unparsable
         self.answer_kind: AnswerKind = answer_kind
         self.thinking = thinking
         self.lenient_units = lenient_units
+        self.verifier = verifier
+        self._needs_library = verifier == "math-verify"
 
     def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
         """Return 1.0 or 0.0; UserError if `answer` cannot be parsed and must be."""
@@ -83,6 +96,11 @@ class MathReward(Reward):
 
     def check_answer(self, answer: str) -> None:
         """Raise a UserError that quotes `answer` if it cannot be read as a mathematical expression."""
+        if self.verifier == "strict" and _read_reference(answer):
+            return
+        if beyond.can_parse(answer):
+            self._needs_library = True  # in the workers, too, which get this object
+            return
         if not _read_reference(answer) and (self.unparsable == "refuse" or not spell(answer)):
             raise UserError(
                 f"the reference answer {answer!r} cannot be parsed as mathematics"
@@ -90,7 +108,9 @@ class MathReward(Reward):
             )
 
     def warm_up(self) -> None:
-        """Import mpmath and compile what the first comparisons would wait for."""
+        """Import mpmath and compile what the first comparisons would wait for; start math-verify where it is needed."""
+        if self._needs_library:
+            library.start()
         for answer in (r"\frac{1}{2}", r"2\sqrt{3} - \sin x", "[1, 2)", "5 km/h"):
             self("", rf"so the answer is \boxed{{{answer}}}", r"3\pi x")
         self("", "So the answer is $x$, since $x_i$ is 4", "4")
@@ -99,12 +119,14 @@ class MathReward(Reward):
         """Forget what was read and compared."""
         for cached in (_equals, _read_reference, _read_answer):
             cached.cache_clear()
+        library.free_memory()
 
     def _is_right(self, reference: str, final: FinalAnswer) -> bool:
         answer = final.contents[0] if len(final.contents) == 1 else ", ".join(final.contents)
-        return all(
-            _equals(reference, content, self.answer_kind, self.lenient_units) for content in (answer, *final.later)
-        )
+        contents = (answer, *final.later)
+        if self.verifier == "math-verify":
+            return all(_equals_as_published(reference, content) for content in contents)
+        return all(_equals(reference, content, self.answer_kind, self.lenient_units) for content in contents)
 
 
 def final_answer(response: str, max_characters: int = 5000) -> str | None:
@@ -127,7 +149,10 @@ def _equals(reference: str, answer: str, answer_kind: AnswerKind, lenient_units:
         return True
     if len(answer) > max(MAX_CHARACTERS, len(reference)):
         return False
-    wanted, given = _read_reference(reference), _read_answer(answer)
+    wanted = _read_reference(reference)
+    if not wanted:
+        return beyond.equals(reference, answer, answer_kind)
+    given = _read_answer(answer)
     comparison = Comparison(answer_kind, lenient_units)
     for meant in (wanted.with_unit, wanted.written):
         if meant is None:
@@ -138,6 +163,14 @@ def _equals(reference: str, answer: str, answer_kind: AnswerKind, lenient_units:
         if given.with_unit is not None and not symbols_of(meant) and comparison.equal(meant, given.with_unit):
             return True
     return False
+
+
+def _equals_as_published(reference: str, answer: str) -> bool:
+    """math-verify's verdict on the answer of a response; equal texts are equal."""
+    if len(answer) > 2 * max(MAX_CHARACTERS, len(reference)):
+        return False
+    wanted, given = beyond.without_frame(reference), beyond.without_frame(answer)
+    return wanted == given != "" or library.equals_as_published(wanted, given)
 
 
 @lru_cache(maxsize=8192)

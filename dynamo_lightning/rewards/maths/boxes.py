@@ -28,6 +28,7 @@ _CONCLUSIONS = re.compile(
     re.IGNORECASE,
 )
 _CASES = re.compile(r"[\s$.,;)\]\\]*(?:(?:and|but|while)\s+)?(?:if|when|for)\b[^.]{0,40}$", re.IGNORECASE)
+_EQUALS = re.compile(r"[\s$]*=[\s$]*")
 _LIST_WORDS = frozenset("and or the is are it be x y also either".split())
 
 
@@ -76,7 +77,8 @@ def candidates(text: str, boxes: list[Box]) -> list[str] | None:
     if not contents[0].strip():
         return None
     for index in range(len(boxes) - 1, 0, -1):
-        if not are_alternatives(text[boxes[index - 1].end : boxes[index].start]):
+        between = text[boxes[index - 1].end : boxes[index].start]
+        if _EQUALS.fullmatch(between) or not are_alternatives(between):
             break
         contents.insert(0, boxes[index - 1].content)
         if len(contents) > 40:
@@ -96,6 +98,16 @@ _GOES_ON = re.compile(
 _WENT_BEFORE = re.compile(
     r"(?:\d|[-−+/^]|[\d)}]\s*(?:[+/^]|\*(?!\*))\s*|\\(?:cdot|times|div|pm)\s*|\\sqrt\s*\{\s*|\}\s*\{\s*)$"
 )
+
+
+def set_equal(text: str, boxes: list[Box]) -> list[str]:
+    r"""Return the contents of the boxes that an equation sets equal to the last, as in `\boxed{42} = \boxed{42.0}`."""
+    equal: list[str] = []
+    for first, second in zip(reversed(boxes[:-1]), reversed(boxes), strict=False):
+        if len(equal) >= MAX_DIFFERENT_BOXES or not _EQUALS.fullmatch(text[first.end : second.start]):
+            break
+        equal.append(first.content)
+    return equal
 
 
 def is_part_of_formula(before: str, behind: str) -> bool:

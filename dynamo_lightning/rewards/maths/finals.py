@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from dynamo_lightning.rewards.maths.boxes import are_alternatives, candidates, find_boxes, is_part_of_formula
-from dynamo_lightning.rewards.maths.denial import is_denied_before, is_denied_behind
+from dynamo_lightning.rewards.maths.boxes import are_alternatives, candidates, find_boxes, is_part_of_formula, set_equal
+from dynamo_lightning.rewards.maths.denial import is_called_wrong, is_denied_before, is_denied_behind
 from dynamo_lightning.rewards.maths.nodes import Text
 from dynamo_lightning.rewards.maths.reading import read
 
@@ -61,7 +61,7 @@ class FinalAnswer:
     Attributes:
         contents: The answer; several if boxes stand side by side, which makes them a list.
         boxed: It is in a box.
-        later: What the text states to be the answer behind the box; it must be right, too.
+        later: What the text states to be the answer behind the box, or sets equal to it; it must be right, too.
     """
 
     contents: tuple[str, ...]
@@ -116,7 +116,9 @@ def find_final_answer(text: str, require_boxed: bool = False) -> FinalAnswer | N
             return None
         if is_denied_before(before) or is_denied_behind(behind):
             return None
-        return FinalAnswer(tuple(contents), boxed=True, later=tuple(_stated_behind(behind)))
+        if is_called_wrong(before, contents[-1]):
+            return None
+        return FinalAnswer(tuple(contents), True, (*_stated_behind(behind), *set_equal(text, boxes)))
     if require_boxed:
         return None
     if tags and read(text):

@@ -8,7 +8,7 @@ within brackets (`(1,234)` is a point).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dynamo_lightning.rewards.maths.nodes import UnreadableError
@@ -46,6 +46,12 @@ _COMMANDS = {
     "prime": ("op", "'"), "lparen": ("open", "("), "rparen": ("close", ")"), "colon": ("op", ":"),
     "euro": ("text", "€"), "pounds": ("text", "£"),
 }  # fmt: skip
+_ESCAPES = {
+    "\\{": ("open", "\\{"), "\\}": ("close", "\\}"), "\\%": ("postfix", "%"), "\\|": ("bar", "||"),
+    "\\$": ("text", "$"), "\\#": ("other", "#"), "\\&": ("other", "&"),
+}  # fmt: skip
+_KINDS = {"open": "([{", "close": ")]}", "op": "+-*/^_!':&", "sep": ",", "bar": "|", "postfix": "%", "text": "€£¥₹$¢"}
+_CHARACTERS = {";": ("sep", ","), **{sign: (kind, sign) for kind, signs in _KINDS.items() for sign in signs}}
 _MASTER = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<repeating>\d*\.\d*\\(?:overline|bar|dot)\s*\{?\d+\}?)"
@@ -105,7 +111,7 @@ def tokenize(text: str) -> list[Token]:
         elif kind == "command":
             _add_command(value[1:], add)
         elif kind == "escape":
-            _add_escape(value[1], add)
+            _add_known(value, _ESCAPES, add)
             depth += (value == "\\{") - (value == "\\}")
         elif kind == "letters":
             _add_letters(value, add)
@@ -114,7 +120,7 @@ def tokenize(text: str) -> list[Token]:
         elif kind == "power":
             add("op", "^")
         elif kind == "other":
-            _add_character(value, add)
+            _add_known(value, _CHARACTERS, add)
             depth += (value in "([") - (value in ")]")
         elif kind is not None:
             add(kind, value)
@@ -159,22 +165,11 @@ def _add_command(name: str, add: Add) -> None:
         add("command", name)
 
 
-def _add_escape(character: str, add: Add) -> None:
-    """Add an escaped character."""
-    if character == "{":
-        add("open", "\\{")
-    elif character == "}":
-        add("close", "\\}")
-    elif character == "%":
-        add("postfix", "%")
-    elif character == "|":
-        add("bar", "||")
-    elif character == "$":
-        add("text", "$")
-    elif character == "#" or character == "&":
-        add("other", character)
-    else:
-        raise UnreadableError(f"\\{character}")
+def _add_known(sign: str, known: Mapping[str, tuple[str, str]], add: Add) -> None:
+    """Add a sign; UnreadableError if it is not known."""
+    if sign not in known:
+        raise UnreadableError(sign)
+    add(*known[sign])
 
 
 def _add_letters(run: str, add: Add) -> None:
@@ -199,23 +194,3 @@ def _add_letters(run: str, add: Add) -> None:
                 return
         for letter in run:
             add("const", letter) if letter in "ei" else add("symbol", letter)
-
-
-def _add_character(character: str, add: Add) -> None:
-    """Add a single character."""
-    if character in "([{":
-        add("open", character)
-    elif character in ")]}":
-        add("close", character)
-    elif character in "+-*/^_!':&":
-        add("op", character)
-    elif character in ",;":
-        add("sep", ",")
-    elif character == "|":
-        add("bar", "|")
-    elif character in "%":
-        add("postfix", "%")
-    elif character in "€£¥₹$¢":
-        add("text", character)
-    else:
-        raise UnreadableError(character)
