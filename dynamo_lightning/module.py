@@ -25,8 +25,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Size
 
 from dynamo_lightning import strategies
+from dynamo_lightning.allocation.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.checkpoints import check_shapes, shapes_of
-from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
+from dynamo_lightning.engines.offload import OptimizerOffload
+from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
@@ -41,10 +44,7 @@ from dynamo_lightning.policy.sharding import shard_policy
 from dynamo_lightning.rewards.combined import RewardLike, as_reward
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
-from dynamo_lightning.rollout.offload import OptimizerOffload
-from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.rollout.collect import RolloutCollector
 from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of_left_out
 from dynamo_lightning.runs.progress import keep_counters, mend_epochs
 from dynamo_lightning.runs.schedule import apply_options
@@ -90,7 +90,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         dynamic_sampling: Go on with further prompts of the epoch until enough groups teach something (DAPO); `null`
             takes each batch as it is.
         one_step_off: Sample the next batch while the policy learns from the running one, from weights that are one RL
-            iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerGenerator`.
+            iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerEngine`.
         optimizer: The optimizer; on the command line it is `--optimizer`.
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
@@ -103,7 +103,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self,
         model_name: str = "embedded:arithmetic-qwen3",
         policy: PolicyConfig = PolicyConfig(),
-        generator: Generator = lazy_instance(TransformersGenerator),
+        generator: Engine = lazy_instance(TransformersEngine),
         sampling: SamplingConfig = SamplingConfig(),
         reward: RewardLike = lazy_instance(MathReward),
         scoring: ScoringConfig = ScoringConfig(),
@@ -134,7 +134,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         if one_step_off and not generator.works_ahead:
             raise UserError(
                 "model.one_step_off=true needs a generator that works beside the update, which this model.generator "
-                "does not: use dynamo_lightning.rollout.vllm_server.VLLMServerGenerator"
+                "does not: use dynamo_lightning.engines.vllm.server.VLLMServerEngine"
             )
         if one_step_off and dynamic_sampling is not None:
             raise UserError("model.one_step_off=true does not go with model.dynamic_sampling: set one of them to null")

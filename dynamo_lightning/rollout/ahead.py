@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.types import PromptBatch, Rollout, RolloutRequest
 
@@ -31,7 +31,7 @@ class RolloutsAhead:
         sampling: How responses are sampled.
     """
 
-    def __init__(self, generator: Generator, sampling: SamplingConfig) -> None:
+    def __init__(self, generator: Engine, sampling: SamplingConfig) -> None:
         self.generator = generator
         self.sampling = sampling
         self.version = 0

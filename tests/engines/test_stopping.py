@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from dynamo_lightning.engines.engine import SamplingConfig
+from dynamo_lightning.engines.stopping import StopConfig, StopRule, stop_rule
+from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.policy.logits import own_logits
-from dynamo_lightning.rollout.generator import SamplingConfig
-from dynamo_lightning.rollout.stopping import StopConfig, StopRule, stop_rule
-from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.types import RolloutRequest
 
 
@@ -49,7 +49,7 @@ def tokenizer(tiny_policy):
 def sample(policy, tokenizer, make_prompt, temperature=1.0, **stop):
     requests = [RolloutRequest(make_prompt(i, (5, 6, 7 + i)), 0, 100 + i) for i in range(8)]
     options = SamplingConfig(**stop).stop_options()
-    return TransformersGenerator().generate(
+    return TransformersEngine().generate(
         policy, tokenizer, requests, max_response_length=40, temperature=temperature, **options
     )
 
@@ -62,7 +62,8 @@ def test_responses_end_with_the_stop_string_and_are_otherwise_those_without_it(p
     assert 0 < len(stopped[longest].token_ids) <= 10
     for rollout, whole in zip(stopped, free, strict=True):
         length = len(rollout.token_ids)
-        assert rollout.token_ids == whole.token_ids[:length] and rollout.logprobs == whole.logprobs[:length]
+        assert rollout.token_ids.tolist() == whole.token_ids[:length].tolist()
+        assert rollout.logprobs.tolist() == whole.logprobs[:length].tolist()
         text = tokenizer.decode(rollout.token_ids)
         if length < len(whole.token_ids):
             assert text.endswith(string) and text.count(string) == 1 and not rollout.truncated
@@ -102,6 +103,6 @@ def test_temperature_0_takes_the_likeliest_token_each_time(policy, tokenizer, ma
     for rollout in sample(policy, tokenizer, make_prompt, temperature=0.0)[:3]:
         with torch.no_grad():
             logits = own_logits(policy, [*rollout.prompt.token_ids, *rollout.token_ids])[2:-1]
-        assert tuple(logits.argmax(-1).tolist()) == rollout.token_ids
+        assert logits.argmax(-1).tolist() == rollout.token_ids.tolist()
         expected = logits.log_softmax(-1).amax(-1)
         torch.testing.assert_close(torch.tensor(rollout.logprobs), expected, atol=1e-5, rtol=1e-5)

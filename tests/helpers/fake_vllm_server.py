@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from dynamo_lightning.rollout.vllm_weights import checksum, sequence_logprobs
-from dynamo_lightning.rollout.vllm_worker import describe_architecture
+from dynamo_lightning.engines.vllm.weights import checksum, sequence_logprobs
+from dynamo_lightning.engines.vllm.worker import describe_architecture
 
 
 class FakeServer:
