@@ -145,7 +145,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.sampling = sampling
         self.reward = as_reward(reward)
         scorer = RewardScorer(self.reward, scoring, sampling.max_response_length)
-        passes = passes_per_rollout(loss, updates, generator.separate_engine)
+        passes = passes_per_rollout(loss, updates, generator.uses_external_engine)
         self.collector = RolloutCollector(generator, scorer, sampling, passes, dynamic_sampling)
         self.optimizer_offload = OptimizerOffload()
         self.loss = loss
@@ -197,7 +197,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         check_data_module(self.trainer)
         if self.one_step_off and self.datamodule.pilot:
             raise UserError(f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0")
-        if self.collector.generator.separate_engine and isinstance(self.trainer.strategy, FSDPStrategy):
+        if self.collector.generator.uses_external_engine and isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError(
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
                 f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
@@ -290,7 +290,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                 self.loss,
                 self.update_config,
                 self.sampling.temperature,
-                self.collector.generator.separate_engine,
+                self.collector.generator.uses_external_engine,
                 sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age),
             )
         with self.phase("update"):
@@ -342,13 +342,13 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.collector.ahead.wait()
         with self.phase("sync"), self.trainer.precision_plugin.forward_context():
             if self.collector.generator.offload_optimizer:
-                self.optimizer_offload.take_away(self.trainer.optimizers)
+                self.optimizer_offload.offload(self.trainer.optimizers)
             self.collector.generator.sync(self.policy, self.global_step)
 
     def rest_generator(self) -> None:
         """Nothing is sampled until the next `sync_generator`."""
         self.collector.generator.rest()
-        self.optimizer_offload.bring_back()
+        self.optimizer_offload.restore()
 
     def begin_next_batch(self) -> dict[str, float]:
         """Have the next batch sampled from now on; the age of the running one's weights, in optimizer steps."""

@@ -1,4 +1,4 @@
-"""What a generator is: requests in, rollouts out, in the same order."""
+"""The interface of engines: requests in, rollouts out, in the same order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from dynamo_lightning.engines.renamed import warn_once
 from dynamo_lightning.engines.stopping import StopConfig
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.types import Rollout, RolloutRequest
@@ -21,7 +22,7 @@ NO_STOP = StopConfig()
 
 @dataclass
 class SamplingConfig:
-    """How responses are sampled."""
+    """Options of sampling."""
 
     max_response_length: int = 1024
     """Tokens after which a response is cut off."""
@@ -48,7 +49,7 @@ class SamplingConfig:
         self.stop_options()
 
     def stop_options(self) -> dict[str, StopConfig]:
-        """The argument `stop` of a generator; none if only end-of-sequence tokens end a response."""
+        """The argument `stop` of an engine; none if only end-of-sequence tokens end a response."""
         stop = StopConfig(tuple(self.stop_strings), tuple(self.stop_token_ids))
         return {} if stop == StopConfig() else {"stop": stop}
 
@@ -56,18 +57,26 @@ class SamplingConfig:
 class Engine(ABC):
     """Samples responses from the policy."""
 
-    separate_engine: ClassVar[bool] = False
-    """Whether another engine samples, with a copy of the weights: then its log-probabilities differ from the policy's,
+    uses_external_engine: ClassVar[bool] = False
+    """True if another program samples, with a copy of the weights: its log-probabilities differ from the policy's then,
     and the loss corrects for it."""
 
     works_ahead: ClassVar[bool] = False
-    """Whether `begin` is there: sampling does not need the policy, which may learn meanwhile."""
+    """Asynchronous sampling: `begin` is implemented, and sampling needs neither the policy nor its device, so that it
+    runs while the policy is trained."""
 
     offload_optimizer: bool = False
-    """Whether the optimizer's state leaves the device from `sync` to `rest`."""
+    """True if the optimizer's state is in host memory from `sync` to `rest`."""
 
-    def sync(self, policy: PreTrainedModel, version: int) -> None:  # noqa: B027  # most generators need none
-        """Give the engine the policy's weights and check that it has them; nothing to do for the policy itself.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Accept `separate_engine`, the name of `uses_external_engine` in 0.1, from an engine of the user's own."""
+        super().__init_subclass__(**kwargs)
+        if "separate_engine" in vars(cls):
+            warn_once(f"{cls.__qualname__}.separate_engine", "uses_external_engine")
+            cls.uses_external_engine = bool(vars(cls)["separate_engine"])
+
+    def sync(self, policy: PreTrainedModel, version: int) -> None:  # noqa: B027  # most engines need none
+        """Push the policy's weights to the engine and check that they arrived; nothing to do for the policy itself.
 
         Called before training rollouts and before every evaluation, on all ranks at once, with the precision context of
         training; an engine that has these weights already returns.
@@ -81,23 +90,23 @@ class Engine(ABC):
         """
 
     def rest(self) -> None:  # noqa: B027
-        """Give memory back until the next `sync`: nothing is sampled before; called on all ranks at once."""
+        """Release memory until the next `sync`: nothing is sampled before; called on all ranks at once."""
 
     def close(self) -> None:  # noqa: B027
-        """End what was started; called at the end of `fit`, `validate`, `test` and `predict`."""
+        """Shut down; called at the end of `fit`, `validate`, `test` and `predict`."""
 
     @property
     def samples_from_policy(self) -> bool:
-        """Whether every token is drawn from the policy's whole distribution, so that log-probabilities compare."""
+        """True if every token is drawn from the policy's whole distribution: log-probabilities are comparable."""
         return True
 
     def engine_dtype(self, policy: PreTrainedModel) -> torch.dtype:
-        """The type that responses are computed in: that of the trainer's mixed precision, or the policy's own."""
+        """Data type of sampling: that of the trainer's mixed precision, or the policy's own."""
         kind = policy.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.dtype
 
     def settings(self) -> dict[str, Any]:
-        """What responses depend on besides weights, prompt, seed, length limit and temperature, as plain values."""
+        """Settings besides weights, prompt, seed, length limit and temperature that determine responses."""
         return {}
 
     def batches(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
@@ -117,10 +126,10 @@ class Engine(ABC):
         temperature: float,
         stop: StopConfig = NO_STOP,
     ) -> Callable[[], list[Rollout]]:
-        """Prepare `generate`, whose arguments these are.
+        """Prepare asynchronous sampling; the arguments are those of `generate`.
 
         Returns:
-            What does it, from the weights of now, in any thread, without the policy and without other ranks.
+            A function that samples from the current weights, in any thread, without the policy and without other ranks.
         """
         raise NotImplementedError
 
@@ -145,7 +154,7 @@ class Engine(ABC):
             requests: `[num_requests]`; every rank passes equally many.
             max_response_length: Tokens after which a response is cut off.
             temperature: Divides the logits; 0 takes the likeliest token each time.
-            stop: What ends a response besides end-of-sequence tokens.
+            stop: Ends of a response besides end-of-sequence tokens.
 
         Returns:
             `[num_requests]`, in the order of the requests.

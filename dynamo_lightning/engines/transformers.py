@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.distributed import max_over_ranks, world_size
 from dynamo_lightning.engines.engine import NO_STOP, Engine
@@ -108,12 +109,13 @@ class TransformersEngine(Engine):
             raise UserError(f"model.generator.batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
 
+    @override
     def batches(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
-        """See the base class."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     @torch.no_grad()
+    @override
     def generate(
         self,
         policy: PreTrainedModel,
@@ -124,7 +126,6 @@ class TransformersEngine(Engine):
         temperature: float,
         stop: StopConfig = NO_STOP,
     ) -> list[Rollout]:
-        """See the base class."""
         rule = stop_rule(policy, tokenizer, stop)
         rollouts: dict[int, Rollout] = {}
         for chosen in self.batches(requests):

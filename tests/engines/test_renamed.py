@@ -79,6 +79,15 @@ def test_the_names_of_today_do_not_warn(monkeypatch, tmp_path):
     assert generator.class_path.endswith(".VLLMColocatedEngine") and not messages
 
 
+def test_an_engine_of_the_users_own_may_say_separate_engine():
+    with pytest.warns(FutureWarning, match=r"OwnEngine\.separate_engine is now uses_external_engine"):
+
+        class OwnEngine(Engine):
+            separate_engine = True
+
+    assert OwnEngine.uses_external_engine and not Engine.uses_external_engine
+
+
 def test_the_old_command_for_wider_heads_says_the_new_one():
     command = [
         sys.executable,

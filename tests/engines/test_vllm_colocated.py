@@ -109,12 +109,12 @@ def test_optimizer_state_goes_to_the_host_and_back_to_where_it_was():
 
     with FakeTensorMode():
         optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": torch.zeros(2, device="cuda")}
-        offload.take_away([optimizer])
+        offload.offload([optimizer])
         assert places() == {"step": "cpu", "exp_avg": "cpu"}
-        offload.take_away([optimizer])
-        offload.bring_back()
+        offload.offload([optimizer])
+        offload.restore()
         assert places() == {"step": "cpu", "exp_avg": "cuda"}
-        offload.bring_back()
+        offload.restore()
         assert places() == {"step": "cpu", "exp_avg": "cuda"}
 
 
@@ -128,8 +128,8 @@ def test_a_step_after_it_is_the_same():
             policy(torch.ones(4, device="cuda")).sum().backward()
             optimizer.step()
         offload = OptimizerOffload()
-        offload.take_away(optimizers[:1])
-        offload.bring_back()
+        offload.offload(optimizers[:1])
+        offload.restore()
     assert torch.equal(policies[0].weight, policies[1].weight)
 
 
@@ -138,11 +138,11 @@ class RecordingOffload(OptimizerOffload):
         super().__init__()
         self.events = events
 
-    def take_away(self, optimizers):
+    def offload(self, optimizers):
         self.events.append("take away")
         assert [type(optimizer) for optimizer in optimizers] == [torch.optim.AdamW]
 
-    def bring_back(self):
+    def restore(self):
         self.events.append("bring back")
 
 

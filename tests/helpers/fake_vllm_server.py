@@ -80,7 +80,7 @@ class FakeServer:
             parts = [load_file(file) for file in sorted(Path(weights_path).glob("*.safetensors"))]
             self.load({name: value for part in parts for name, value in part.items()})
 
-    def mend_tied_head(self):
+    def repack_tied_head(self):
         return False
 
     def describe_model(self):

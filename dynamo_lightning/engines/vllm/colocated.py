@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.distributed import gather_objects, rank, world_size
 from dynamo_lightning.engines.vllm.engine import (
@@ -38,7 +39,7 @@ ENGINE_CALLS = (
     "generate", "collective_rpc", "reset_prefix_cache", "get_weight_version", "update_weight_version", "sleep",
     "wake_up",
 )  # fmt: skip
-"""Methods of `vllm.LLM` that are made use of."""
+"""Methods of `vllm.LLM` that are called here."""
 
 
 class VLLMColocatedEngine(VLLMEngine):
@@ -50,12 +51,12 @@ class VLLMColocatedEngine(VLLMEngine):
         dtype: Type the engine computes in; `auto` is that of the trainer: its mixed precision, or the policy's own.
         memory_share: Share of the device's memory that the engine takes, weights included, while it is awake.
         cache_gib: GiB for its key-value cache instead; `null` takes what `memory_share` leaves.
-        tensor_parallel_size: Training processes, of consecutive ranks, that share an engine: each holds a part of
-            every layer, and all of them sample the rollouts of all of them.
+        tensor_parallel_size: Training processes per engine, of consecutive ranks: each holds a part of every
+            layer, and all of them sample the rollouts of all of them.
         sleep: Drop the engine's weights and cache during updates; only on a GPU.
         offload_optimizer: Keep the optimizer's state in the host's memory while the engine is awake; only on a GPU.
         enforce_eager: Do without CUDA graphs and compilation: starts faster, generates more slowly.
-        token_filter: Leaving out unlikely tokens.
+        token_filter: Exclusion of unlikely tokens.
         max_logprob_difference: Largest mean difference between engine and policy on a few random sequences after a
             push, nats; `null` is 1e-4 for float32 and 0.2 for shorter types.
         engine_options: Further arguments of `vllm.LLM`, such as `max_num_seqs`, `revision` or `trust_remote_code`.
@@ -97,8 +98,9 @@ class VLLMColocatedEngine(VLLMEngine):
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 
+    @override
     def start(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
-        """See the base class; the engine starts with random weights, so that one that is never pushed shows."""
+        """Start with random weights, so that weights that are never pushed are noticed."""
         if self._engine is not None:
             return
         if world_size() % self.tensor_parallel_size:
@@ -163,13 +165,13 @@ class VLLMColocatedEngine(VLLMEngine):
         if self.max_model_len is None:
             self.max_model_len = int(self._engine.llm_engine.model_config.max_model_len)
 
+    @override
     def push(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
-        """See the base class."""
         if self._asleep:
             torch.cuda.empty_cache()  # the engine allocates beside torch's cache, which would keep the room
             self._engine.wake_up(["weights"])
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._engine.collective_rpc("mend_tied_head")
+        self._engine.collective_rpc("repack_tied_head")
         if self._asleep:
             self._engine.wake_up(["kv_cache"])
             self._asleep = False
@@ -177,8 +179,8 @@ class VLLMColocatedEngine(VLLMEngine):
             raise RunError("vLLM did not forget its prefix cache after the push: old activations would be reused")
         self._engine.update_weight_version(version)
 
+    @override
     def engine_state(self) -> list[Mapping[str, Any]]:
-        """See the base class."""
         workers = self.of_engine(self._engine.collective_rpc("weight_checksums"))
         return [{**sum_workers(workers), "version": self._engine.get_weight_version()}]
 
@@ -189,14 +191,16 @@ class VLLMColocatedEngine(VLLMEngine):
         num_items, first = len(items), rank() // self.tensor_parallel_size * self.tensor_parallel_size
         return gather_objects(items)[first * num_items :][: self.tensor_parallel_size * num_items]
 
+    @override
     def rest(self) -> None:
-        """See the base class; the next `sync` pushes the weights again."""
+        """Drop weights and cache; the next `sync` pushes the weights again."""
         if self.sleep and self._engine is not None and not self._asleep:
             self._engine.sleep(level=2)
             self._asleep, self._synced = True, None
 
+    @override
     def close(self) -> None:
-        """End the engine; a later `sync` starts another."""
+        """Shut the engine down; a later `sync` starts another."""
         if self._engine is None:
             return
         from vllm.distributed import destroy_distributed_environment, destroy_model_parallel
@@ -207,14 +211,14 @@ class VLLMColocatedEngine(VLLMEngine):
         if self._owns_process_group:
             destroy_distributed_environment()
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """See the base class."""
         return {**super().settings(), "engine_options": self.engine_options}
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
+    @override
     def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
-        """See the base class."""
         from vllm import SamplingParams
 
         everything = self.of_engine(list(requests))
@@ -235,8 +239,8 @@ class VLLMColocatedEngine(VLLMEngine):
             for answer in answers
         ]
 
+    @override
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """See the base class."""
         from vllm import SamplingParams
 
         outputs = self._engine.generate(
@@ -272,7 +276,7 @@ def check_head_size(policy: PreTrainedModel) -> None:
 
 @contextmanager
 def keep_process_settings() -> Iterator[None]:
-    """Undo what an engine does to the process that it starts in: it seeds everything, and takes threads over.
+    """Protect the process's random state and number of threads from an engine that starts in it.
 
     On a CPU, vLLM's worker replaces `torch.set_num_threads` by a function that does nothing.
     """
@@ -286,7 +290,7 @@ def keep_process_settings() -> Iterator[None]:
 
 
 def advice(message: str) -> str:
-    """Which option to change when the engine does not start, from its own words."""
+    """Option to change when the engine does not start, from its error message."""
     words = message.lower()
     if "memory" in words or "kv cache" in words:
         return (

@@ -1,4 +1,4 @@
-"""What rollouts by vLLM have in common, wherever the engine runs: requests, pushes of weights, and their checks."""
+"""The common part of vLLM engines, wherever they run: requests, pushes of weights, and their checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.distributed import max_over_ranks, stop_together
 from dynamo_lightning.engines.engine import NO_STOP, Engine
@@ -37,7 +38,7 @@ NUM_PROBES, PROBE_LENGTH = 4, 32
 
 @dataclass
 class TokenFilter:
-    """Leaving out unlikely tokens when sampling: the policy learns from a distribution that is not its own then."""
+    """Exclusion of unlikely tokens from sampling: the policy is then trained on a distribution that is not its own."""
 
     top_p: float = 1.0
     """Keep the likeliest tokens up to this total probability; 1 keeps all."""
@@ -65,14 +66,14 @@ class TokenFilter:
 
 @dataclass(frozen=True)
 class Completion:
-    """An engine's answer to one request."""
+    """Response of an engine to one request."""
 
     token_ids: tuple[int, ...]
     """`[response_length]`, with the token that ended it."""
     logprobs: tuple[float, ...]
     """`[response_length]`, nats, after temperature and filter."""
     versions: frozenset[str]
-    """Of the weights that sampled it."""
+    """Versions of the weights that sampled it."""
 
 
 class VLLMEngine(Engine):
@@ -85,12 +86,12 @@ class VLLMEngine(Engine):
         max_model_len: Tokens of prompt and response together that the engine has room for; `null` takes the model's
             limit.
         dtype: Type the engine computes in; `auto` is that of the trainer: its mixed precision, or the policy's own.
-        token_filter: Leaving out unlikely tokens.
+        token_filter: Exclusion of unlikely tokens.
         max_logprob_difference: Largest mean difference between engine and policy on a few random sequences after a
             push, nats; `null` is 1e-4 for float32 and 0.2 for shorter types.
     """
 
-    separate_engine = True
+    uses_external_engine = True
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class VLLMEngine(Engine):
         self._synced: tuple[Any, ...] | None = None
         """Version and fingerprint of the weights that the engine has; `None` if it has none or sleeps."""
 
-    # --- what the kinds of engine differ in ---------------------------------------------------------------------------
+    # --- abstract: by kind of engine ----------------------------------------------------------------------------------
 
     @abstractmethod
     def start(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -119,7 +120,7 @@ class VLLMEngine(Engine):
         """
 
     def label(self, version: int) -> str:
-        """The version as the engine is told it."""
+        """Name of the weights' version within the engine."""
         return str(version)
 
     @abstractmethod
@@ -136,12 +137,12 @@ class VLLMEngine(Engine):
 
     @abstractmethod
     def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
-        """Answer the requests, in their order, with vLLM's sampling parameters `params` and each request's seed."""
+        """Sample the requests, in their order, with vLLM's sampling parameters `params` and each request's seed."""
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
+    @override
     def sync(self, policy: PreTrainedModel, version: int) -> None:
-        """See the base class."""
         state = (version, fingerprint(policy))
         if state == self._synced:
             return
@@ -170,13 +171,15 @@ class VLLMEngine(Engine):
             self.check_logprobs(sequences, logprobs, label, dtype)
         self._synced = state
 
+    @override
     def engine_dtype(self, policy: PreTrainedModel) -> torch.dtype:
         """The type that the engine computes in."""
         return super().engine_dtype(policy) if self.dtype == "auto" else getattr(torch, self.dtype)
 
     @property
+    @override
     def samples_from_policy(self) -> bool:
-        """See the base class; not with a filter that leaves out tokens."""
+        """True without a token filter."""
         return self.token_filter.top_p == 1 and self.token_filter.top_k == 0 and self.token_filter.min_p == 0
 
     def check_weights(self, expected: Mapping[str, int], version: str) -> None:
@@ -224,12 +227,13 @@ class VLLMEngine(Engine):
         assert self.max_model_len is not None
         return self.max_model_len
 
+    @override
     def settings(self) -> dict[str, Any]:
-        """See the base class."""
         return {"dtype": self.dtype, **asdict(self.token_filter)}
 
     # --- rollouts -----------------------------------------------------------------------------------------------------
 
+    @override
     def generate(
         self,
         policy: PreTrainedModel,
@@ -240,7 +244,7 @@ class VLLMEngine(Engine):
         temperature: float,
         stop: StopConfig = NO_STOP,
     ) -> list[Rollout]:
-        """See the base class.
+        """Sample one response for each request.
 
         Raises:
             UserError: If a prompt with its response may not fit.
@@ -256,6 +260,7 @@ class VLLMEngine(Engine):
         )
         return sample()
 
+    @override
     def begin(
         self,
         policy: PreTrainedModel,
@@ -266,7 +271,7 @@ class VLLMEngine(Engine):
         temperature: float,
         stop: StopConfig = NO_STOP,
     ) -> Callable[[], list[Rollout]]:
-        """Check everything that `generate` needs, and return what does the rest without the policy.
+        """Check what `generate` needs, and prepare the sampling, which runs without the policy.
 
         Args and errors are those of `generate`.
         """

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.distributed import gather_objects, rank, stop_together
 from dynamo_lightning.engines.vllm.client import ServerDown, ServerRefused, Spread, call, retry
@@ -50,13 +51,13 @@ class VLLMServerEngine(VLLMEngine):
 
     Args:
         urls: The servers, such as `http://localhost:8000`.
-        weights_folder: Where weights are handed over; on a file system that trainer and servers share.
+        weights_folder: Folder by which servers get the weights; on a file system that trainer and servers share.
         requests_per_server: Rollouts of each training process under way on a server at once.
         time_limit: Seconds for one response, and for a reload, after which a server counts as down.
         patience: Seconds to wait while no server can be reached, at the start too, before the run stops.
         max_model_len: Tokens of prompt and response together to make use of; `null` takes the servers' limit.
         dtype: Type the servers compute in; `auto` is that of the trainer: its mixed precision, or the policy's own.
-        token_filter: Leaving out unlikely tokens.
+        token_filter: Exclusion of unlikely tokens.
         max_logprob_difference: Largest mean difference between servers and policy on a few random sequences after a
             push, nats; `null` is 1e-4 for float32 and 0.2 for shorter types.
     """
@@ -94,14 +95,15 @@ class VLLMServerEngine(VLLMEngine):
         self._saved: Path | None = None
         self._alive: list[str] = []
 
+    @override
     def label(self, version: int) -> str:
         """Version with a name of this run: another run may use the same servers."""
         return f"{self._run}-{version}"
 
     # --- the servers --------------------------------------------------------------------------------------------------
 
+    @override
     def start(self, policy: PreTrainedModel, dtype: torch.dtype) -> None:
-        """See the base class."""
         if self._run:
             return
         limits, message = list[int](), ""
@@ -135,6 +137,7 @@ class VLLMServerEngine(VLLMEngine):
         try:
             call(url, "/weight_info", time_limit=10)
             served = self.rpc(url, "describe_model")[0]
+            self.rpc(url, "repack_tied_head")  # a worker of an older version of ours has another name for it
             probe = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "detokenize": False, "seed": 0}}
             call(url, "/inference/v1/generate", probe, time_limit=self.time_limit)
         except (ServerRefused, ServerDown) as error:
@@ -177,8 +180,9 @@ class VLLMServerEngine(VLLMEngine):
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
+    @override
     def push(self, weights: Iterator[tuple[str, Tensor]], version: str) -> None:
-        """See the base class; the first process pushes, servers that are down are left out and caught up later."""
+        """Push from the first process; servers that are down are left out and get the weights later."""
         if rank() != 0:
             self._saved = self.weights_folder / version
             return
@@ -216,7 +220,7 @@ class VLLMServerEngine(VLLMEngine):
         """
         assert self._saved is not None
         self.rpc(url, "reload_weights", weights_path=str(self._saved.absolute()))
-        self.rpc(url, "mend_tied_head")
+        self.rpc(url, "repack_tied_head")
         if not call(url, "/reset_prefix_cache", {}, time_limit=self.time_limit)["success"]:
             raise ServerDown(f"{url} did not forget its prefix cache: requests of older weights are under way")
         call(url, "/update_weight_version", {"new_version": version}, time_limit=self.time_limit)
@@ -228,8 +232,9 @@ class VLLMServerEngine(VLLMEngine):
             rank_zero_warn(f"vLLM server {url} came back with other weights and gets those of {version}")
             self.load(url, version)
 
+    @override
     def engine_state(self) -> list[Mapping[str, Any]]:
-        """See the base class; only of servers that are up, and only in the first process."""
+        """State of the servers that are up; empty except in the first process."""
         return [self.server_state(url) for url in self._alive] if rank() == 0 else []
 
     def server_state(self, url: str) -> Mapping[str, Any]:
@@ -237,16 +242,17 @@ class VLLMServerEngine(VLLMEngine):
         version = call(url, "/weight_info", time_limit=self.time_limit)["weight_version"]
         return {**sum_workers(self.rpc(url, "weight_checksums")), "version": version}
 
+    @override
     def close(self) -> None:
-        """Remove the weights that were handed over; the servers go on."""
+        """Remove the weights from the shared folder; the servers keep running."""
         if self._saved is not None and rank() == 0:
             shutil.rmtree(self._saved, ignore_errors=True)
         self._run, self._saved, self._synced = "", None, None
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
+    @override
     def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
-        """See the base class."""
 
         def work(url: str, request: RolloutRequest) -> Completion:
             body = {"token_ids": request.prompt.token_ids, "sampling_params": {**params, "seed": request.seed}}
@@ -269,8 +275,9 @@ class VLLMServerEngine(VLLMEngine):
         )
         return spread.run(requests)
 
+    @override
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """See the base class; by servers that are up, and only in the first process."""
+        """Log-probabilities by the servers that are up; empty except in the first process."""
         params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
         scores = []
         for url in self._alive if rank() == 0 else []:

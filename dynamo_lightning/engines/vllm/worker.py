@@ -1,4 +1,4 @@
-"""What our code adds to vLLM's worker processes; an engine is started with it as its worker extension class."""
+"""Extension of vLLM's worker processes; an engine is started with it as its worker extension class."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class WeightSyncExtension:
     model_runner: Any
     """The worker's own."""
 
-    def mend_tied_head(self) -> bool:
-        """Pack a tied vocabulary head anew, after a reload on a CPU.
+    def repack_tied_head(self) -> bool:
+        """Pack a tied vocabulary head again, after a reload on a CPU.
 
         There the head's product uses a packed copy of the weights. A reload writes to the embedding that the head
         shares, but leaves that copy as it was (vLLM 0.32: log-probabilities were off by 1.4).
 
         Returns:
-            Whether there was something to mend.
+            True if there was a packed head.
         """
         from vllm.platforms import current_platform
 
@@ -35,6 +35,9 @@ class WeightSyncExtension:
 
         dispatch_cpu_unquantized_gemm(head, remove_weight=False)
         return True
+
+    mend_tied_head = repack_tied_head
+    """Name of 0.1, for a trainer of that version."""
 
     def weight_checksums(self) -> dict[str, Any]:
         """Checksums of the parameters that the worker holds in readable form, and how its layers are fused.
@@ -53,7 +56,7 @@ class WeightSyncExtension:
         }
 
     def describe_model(self) -> dict[str, Any]:
-        """What the engine serves: the sizes of its model, and how it computes and reports."""
+        """Sizes, type and log-probabilities of the served model."""
         from vllm.platforms import current_platform
 
         config = self.model_runner.model_config
