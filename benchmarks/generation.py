@@ -57,19 +57,19 @@ def write_policy(folder: str, sizes: dict[str, int]) -> None:
 
 def rates(model: str, contender: str, num_responses: int) -> dict[int, float]:
     """Response tokens per second by group size, after a call that warms up."""
+    from dynamo_lightning.engines.transformers import TransformersEngine
+    from dynamo_lightning.engines.vllm.colocated import VLLMColocatedEngine
     from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
-    from dynamo_lightning.rollout.transformers import TransformersGenerator
-    from dynamo_lightning.rollout.vllm_colocated import VLLMColocatedGenerator
     from dynamo_lightning.types import Prompt, RolloutRequest
 
     on_gpu = torch.cuda.is_available()
     policy = load_policy(model, PolicyConfig(dtype="bfloat16" if on_gpu else "float32"))
     policy = policy.to("cuda" if on_gpu else "cpu").eval()
     tokenizer = load_tokenizer(model)
-    generator: Any = TransformersGenerator(batch_size=num_responses)
+    generator: Any = TransformersEngine(batch_size=num_responses)
     if contender != "transformers":
         options: dict[str, Any] = {} if on_gpu else {"cache_gib": 2.0}
-        generator = VLLMColocatedGenerator(max_model_len=PROMPT_LENGTH + RESPONSE_LENGTH, sleep=False, **options)
+        generator = VLLMColocatedEngine(max_model_len=PROMPT_LENGTH + RESPONSE_LENGTH, sleep=False, **options)
     generator.sync(policy, 0)
     numbers = torch.Generator().manual_seed(0)
     measured: dict[int, float] = {}

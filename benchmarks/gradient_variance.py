@@ -53,6 +53,8 @@ from dynamo_lightning.allocation import (
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.distributed import derive_seed
+from dynamo_lightning.engines.engine import SamplingConfig
+from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.measure.moments import KernelMoments, kernel_moments, leave_one_out_gradient
 from dynamo_lightning.measure.scores import head_scores, parameter_scores
@@ -60,8 +62,6 @@ from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-from dynamo_lightning.rollout.generator import SamplingConfig
-from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.types import Prompt, Rollout, RolloutRequest
 from dynamo_lightning.update.config import UpdateConfig
 
@@ -163,7 +163,7 @@ def train(seed: int, scale: Scale) -> list[Checkpoint]:
     recorder = Recorder(seed, scale.num_prompts)
     module = PolicyModule(
         MODEL,
-        generator=TransformersGenerator(batch_size=256),
+        generator=TransformersEngine(batch_size=256),
         sampling=SamplingConfig(max_response_length=MAX_RESPONSE_LENGTH),
         reward=MathReward(),
         scoring=ScoringConfig(num_workers=1),
@@ -228,7 +228,7 @@ def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list
         for prompt in checkpoint.prompts
         for index in range(scale.num_references)
     ]
-    rollouts = TransformersGenerator(batch_size=256).generate(
+    rollouts = TransformersEngine(batch_size=256).generate(
         policy, load_tokenizer(MODEL), requests, max_response_length=MAX_RESPONSE_LENGTH, temperature=1.0
     )
     references = []

@@ -88,13 +88,13 @@ def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
     from dynamo_lightning.allocation import UniformRule
     from dynamo_lightning.data.source import PromptSource
     from dynamo_lightning.datamodule import RolloutDataModule
+    from dynamo_lightning.engines.engine import SamplingConfig
+    from dynamo_lightning.engines.transformers import TransformersEngine
     from dynamo_lightning.losses.advantages import GRPO
     from dynamo_lightning.losses.modulation import DynamoModulation
     from dynamo_lightning.losses.policy_loss import PolicyLoss
     from dynamo_lightning.module import PolicyModule
     from dynamo_lightning.rewards.scorer import ScoringConfig
-    from dynamo_lightning.rollout.generator import SamplingConfig
-    from dynamo_lightning.rollout.transformers import TransformersGenerator
     from dynamo_lightning.update.config import UpdateConfig
 
     class Clock(L.Callback):
@@ -121,7 +121,7 @@ def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
     )
     module = PolicyModule(
         folder,
-        generator=TransformersGenerator(batch_size=256),
+        generator=TransformersEngine(batch_size=256),
         sampling=SamplingConfig(max_response_length=MAX_RESPONSE_LENGTH),
         reward=CoinReward(),
         scoring=ScoringConfig(num_workers=1),

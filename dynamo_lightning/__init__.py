@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynamo_lightning.data.source import PromptSource
     from dynamo_lightning.datamodule import RolloutDataModule
+    from dynamo_lightning.engines.engine import SamplingConfig
     from dynamo_lightning.errors import RunError, UserError
     from dynamo_lightning.losses.policy_loss import PolicyLoss
     from dynamo_lightning.module import PolicyModule
     from dynamo_lightning.policy.loading import PolicyConfig
     from dynamo_lightning.rewards.math import MathReward
     from dynamo_lightning.rewards.scorer import ScoringConfig
-    from dynamo_lightning.rollout.generator import SamplingConfig
     from dynamo_lightning.update.config import UpdateConfig
 
 __version__ = "0.2.0.dev0"
@@ -30,7 +30,7 @@ _HOMES = {
     "PromptSource": "data.source",
     "RolloutDataModule": "datamodule",
     "RunError": "errors",
-    "SamplingConfig": "rollout.generator",
+    "SamplingConfig": "engines.engine",
     "ScoringConfig": "rewards.scorer",
     "UpdateConfig": "update.config",
     "UserError": "errors",

@@ -25,8 +25,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Size
 
 from dynamo_lightning import strategies
+from dynamo_lightning.allocation.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.checkpoints import check_shapes, shapes_of
-from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
+from dynamo_lightning.engines.offload import OptimizerOffload
+from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
@@ -41,10 +44,7 @@ from dynamo_lightning.policy.sharding import shard_policy
 from dynamo_lightning.rewards.combined import RewardLike, as_reward
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
-from dynamo_lightning.rollout.offload import OptimizerOffload
-from dynamo_lightning.rollout.transformers import TransformersGenerator
+from dynamo_lightning.rollout.collect import RolloutCollector
 from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of_left_out
 from dynamo_lightning.runs.progress import keep_counters, mend_epochs
 from dynamo_lightning.runs.schedule import apply_options
@@ -90,7 +90,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         dynamic_sampling: Go on with further prompts of the epoch until enough groups teach something (DAPO); `null`
             takes each batch as it is.
         one_step_off: Sample the next batch while the policy learns from the running one, from weights that are one RL
-            iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerGenerator`.
+            iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerEngine`.
         optimizer: The optimizer; on the command line it is `--optimizer`.
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
@@ -103,7 +103,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self,
         model_name: str = "embedded:arithmetic-qwen3",
         policy: PolicyConfig = PolicyConfig(),
-        generator: Generator = lazy_instance(TransformersGenerator),
+        generator: Engine = lazy_instance(TransformersEngine),
         sampling: SamplingConfig = SamplingConfig(),
         reward: RewardLike = lazy_instance(MathReward),
         scoring: ScoringConfig = ScoringConfig(),
@@ -134,7 +134,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         if one_step_off and not generator.works_ahead:
             raise UserError(
                 "model.one_step_off=true needs a generator that works beside the update, which this model.generator "
-                "does not: use dynamo_lightning.rollout.vllm_server.VLLMServerGenerator"
+                "does not: use dynamo_lightning.engines.vllm.server.VLLMServerEngine"
             )
         if one_step_off and dynamic_sampling is not None:
             raise UserError("model.one_step_off=true does not go with model.dynamic_sampling: set one of them to null")
@@ -145,7 +145,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.sampling = sampling
         self.reward = as_reward(reward)
         scorer = RewardScorer(self.reward, scoring, sampling.max_response_length)
-        passes = passes_per_rollout(loss, updates, generator.separate_engine)
+        passes = passes_per_rollout(loss, updates, generator.uses_external_engine)
         self.collector = RolloutCollector(generator, scorer, sampling, passes, dynamic_sampling)
         self.optimizer_offload = OptimizerOffload()
         self.loss = loss
@@ -197,7 +197,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         check_data_module(self.trainer)
         if self.one_step_off and self.datamodule.pilot:
             raise UserError(f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0")
-        if self.collector.generator.separate_engine and isinstance(self.trainer.strategy, FSDPStrategy):
+        if self.collector.generator.uses_external_engine and isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError(
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
                 f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
@@ -290,7 +290,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
                 self.loss,
                 self.update_config,
                 self.sampling.temperature,
-                self.collector.generator.separate_engine,
+                self.collector.generator.uses_external_engine,
                 sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age),
             )
         with self.phase("update"):
@@ -342,13 +342,13 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.collector.ahead.wait()
         with self.phase("sync"), self.trainer.precision_plugin.forward_context():
             if self.collector.generator.offload_optimizer:
-                self.optimizer_offload.take_away(self.trainer.optimizers)
+                self.optimizer_offload.offload(self.trainer.optimizers)
             self.collector.generator.sync(self.policy, self.global_step)
 
     def rest_generator(self) -> None:
         """Nothing is sampled until the next `sync_generator`."""
         self.collector.generator.rest()
-        self.optimizer_offload.bring_back()
+        self.optimizer_offload.restore()
 
     def begin_next_batch(self) -> dict[str, float]:
         """Have the next batch sampled from now on; the age of the running one's weights, in optimizer steps."""

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, get_args
 
-PACKAGES = ("losses", "allocation", "rewards", "rollout", "callbacks")
+from dynamo_lightning.engines.renamed import current_path
+
+PACKAGES = ("losses", "allocation", "rewards", "engines", "engines.vllm", "callbacks")
 """Packages with classes to choose from; none imports an engine."""
 _NAME = r"[A-Za-z][\w. -]*?"
 
@@ -27,8 +29,7 @@ def import_choices() -> None:
     for package in PACKAGES:
         module = importlib.import_module(f"dynamo_lightning.{package}")
         for entry in pkgutil.iter_modules(module.__path__):
-            if not entry.name.startswith("vllm") or entry.name in ("vllm_colocated", "vllm_server"):
-                importlib.import_module(f"dynamo_lightning.{package}.{entry.name}")
+            importlib.import_module(f"dynamo_lightning.{package}.{entry.name}")
 
 
 def _subclasses(base: type) -> Iterator[type]:
@@ -67,6 +68,7 @@ def choices_by_option(parser: Any) -> dict[str, dict[str, str]]:
 
 def _resolve(name: str, choices: dict[str, str]) -> str:
     """The import path of a class whose short name is written in some way, or the name as it is."""
+    name = current_path(name, set(choices.values()))
     by_letters = {_letters(short): path for short, path in choices.items()}
     return by_letters.get(_letters(name), name) if re.fullmatch(_NAME, name) else name
 

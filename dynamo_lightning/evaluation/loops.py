@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 
-from dynamo_lightning.collect import RolloutCollector
 from dynamo_lightning.distributed import run_seed
+from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.evaluation.archive import make_record
 from dynamo_lightning.evaluation.benchmarks import BenchmarkRun, EvaluationConfig, describe, weights_digest
 from dynamo_lightning.evaluation.intervals import mean_interval
 from dynamo_lightning.evaluation.metrics import PassAtK
 from dynamo_lightning.rewards.reward import Reward
-from dynamo_lightning.rollout.generator import SamplingConfig
+from dynamo_lightning.rollout.collect import RolloutCollector
 from dynamo_lightning.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:

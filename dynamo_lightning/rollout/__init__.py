@@ -1,1 +1,1 @@
-"""Sampling responses: who samples how many for whom, and the generators that do it."""
+"""Rollouts of a batch: requests to an engine, rewards, and their distribution over ranks."""

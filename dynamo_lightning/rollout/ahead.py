@@ -1,8 +1,9 @@
-"""One step off: the next batch is sampled by servers while the policy learns from the running one.
+"""Asynchronous sampling, one step off: servers sample the next batch while the policy is trained on the current one.
 
-Its rollouts come from weights that are one RL iteration old when they are learnt from. The scoring pass gives
+Its rollouts come from weights that are one RL iteration old when they are trained on. The scoring pass gives
 `old_logprobs` of the newer weights, so the importance weights for another engine's log-probabilities correct this too.
-The group sizes of the next batch are decided when all outcomes of the running one are known, as without it.
+The group sizes of the next batch are decided when all outcomes of the current one are known, as in synchronous
+sampling.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.types import PromptBatch, Rollout, RolloutRequest
 
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class RolloutsAhead:
-    """This rank's rollouts of a batch that is not due yet.
+    """This rank's rollouts of a later batch.
 
     Args:
-        generator: Samples without the policy, once it has begun.
-        sampling: How responses are sampled.
+        generator: An engine that samples asynchronously.
+        sampling: Options of sampling.
     """
 
-    def __init__(self, generator: Generator, sampling: SamplingConfig) -> None:
+    def __init__(self, generator: Engine, sampling: SamplingConfig) -> None:
         self.generator = generator
         self.sampling = sampling
         self.version = 0
@@ -44,7 +45,7 @@ class RolloutsAhead:
         self._threads = ThreadPoolExecutor(max_workers=1)
 
     def has(self, batch: PromptBatch) -> bool:
-        """Whether rollouts of this batch are under way or done; saved ones of another batch are forgotten."""
+        """True if rollouts of this batch are under way or done; saved ones of another batch are dropped."""
         if self._saved is not None:
             self._restore(batch)
         return self._batch is not None
@@ -52,10 +53,10 @@ class RolloutsAhead:
     def begin(
         self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: PromptBatch, version: int
     ) -> None:
-        """Have the rollouts of a batch sampled from the weights that the generator was given last.
+        """Start sampling the rollouts of a batch, from the weights that were pushed last.
 
         Args:
-            policy: Has these weights still.
+            policy: Still has these weights.
             tokenizer: Decodes the responses.
             batch: The next batch.
             version: Optimizer steps so far.
@@ -122,7 +123,7 @@ class RolloutsAhead:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep what `state_dict` gave until its batch is due."""
+        """Keep the rollouts of `state_dict` until their batch is trained on."""
         self._batch, self._done, self._saved = None, [], state_dict or None
 
     def _restore(self, batch: PromptBatch) -> None:

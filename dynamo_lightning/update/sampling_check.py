@@ -22,7 +22,7 @@ from dynamo_lightning.types import FloatArray
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dynamo_lightning.rollout.generator import Generator
+    from dynamo_lightning.engines.engine import Engine
 
 FULL_PRECISION_TOLERANCE = 1e-3
 HALF_PRECISION_TOLERANCE = 0.05
@@ -64,7 +64,7 @@ def difference_metrics(difference: LogpDifference) -> dict[str, float]:
 
 
 def sampling_tolerance(
-    configured: float | None, generator: Generator, policy: PreTrainedModel, staleness: int
+    configured: float | None, generator: Engine, policy: PreTrainedModel, staleness: int
 ) -> float | None:
     """The largest mean difference that the run goes on with, nats; `None` if there is nothing to compare.
 

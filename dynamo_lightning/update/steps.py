@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import max_over_ranks, sum_over_ranks, world_size
+from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
@@ -25,7 +26,6 @@ from dynamo_lightning.policy.dropout import set_training_mode
 from dynamo_lightning.policy.packing import MicroBatch, MicroBatches
 from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import clip_gradient, gradient_sync
-from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.denominators import advantages_at_later_step, kept_scale, step_weights

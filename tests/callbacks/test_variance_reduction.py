@@ -7,10 +7,10 @@ import pytest
 from dynamo_lightning.callbacks import VarianceReductionMonitor, variance_reduction
 from dynamo_lightning.callbacks.variance_reduction import measured_variances, variance_ratios
 from dynamo_lightning.distributed import derive_seed, run_seed
+from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.measure.moments import kernel_moments
 from dynamo_lightning.measure.scores import head_scores
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
-from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.update.config import UpdateConfig
 
 

@@ -60,15 +60,15 @@ def test_a_second_run_samples_only_what_is_missing(config, monkeypatch):
         b"".join(lines[:9]) + b"nonsense\n" + b"".join(lines[10:20]) + lines[20][:40]
     )  # two lost, one torn
     asked = []
-    from dynamo_lightning.rollout.transformers import TransformersGenerator
+    from dynamo_lightning.engines.transformers import TransformersEngine
 
-    generate = TransformersGenerator.generate
+    generate = TransformersEngine.generate
 
     def counted(self, policy, tokenizer, requests, **settings):
         asked.extend(requests)
         return generate(self, policy, tokenizer, requests, **settings)
 
-    monkeypatch.setattr(TransformersGenerator, "generate", counted)
+    monkeypatch.setattr(TransformersEngine, "generate", counted)
     again = evaluate(config).trainer.callback_metrics
     assert len(asked) == 1 + 4
     assert again == first
@@ -94,7 +94,7 @@ def test_a_second_run_samples_only_what_is_missing(config, monkeypatch):
     evaluate(config)
     evaluate(config, f"--data.test={source}")
     assert asked == [], "responses under either template are kept"
-    monkeypatch.setattr(TransformersGenerator, "settings", lambda self: {"top_p": 0.9})
+    monkeypatch.setattr(TransformersEngine, "settings", lambda self: {"top_p": 0.9})
     evaluate(config)
     assert len(asked) == 24, "another way of sampling"
     asked.clear()
@@ -145,7 +145,7 @@ def seven_benchmarks(benchmark_files, tmp_path, monkeypatch):
     return [
         "test", "--config=benchmarks.yaml", "--config=overlays/benchmark_files.yaml", "--trainer.accelerator=cpu",
         "--model.model_name=embedded:arithmetic-qwen3", "--model.sampling.max_response_length=8",
-        "--model.generator.class_path=dynamo_lightning.rollout.transformers.TransformersGenerator",
+        "--model.generator.class_path=dynamo_lightning.engines.transformers.TransformersEngine",
         "--model.generator.init_args.batch_size=32", "--data.eval_prompts_per_batch=256",
         "--data.template={prompt}", "--data.max_prompt_length=5000",  # characters are tokens here
         "--data.eval_rollouts_per_prompt=2", "--model.pass_at_k=[1,2]",

@@ -12,11 +12,11 @@ from dynamo_lightning.allocation import ArcsineKalman
 from dynamo_lightning.cli import main
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.losses.gspo import GSPO
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.rewards import LengthPenalty, MathReward, WeightedReward
-from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.runs.csv_log import AppendingCSVLogger
 
 

@@ -9,11 +9,11 @@ from lightning.pytorch.loggers import CSVLogger
 from dynamo_lightning.callbacks import GradientStabilityMonitor, VarianceReductionMonitor
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.rewards import FunctionReward
 from dynamo_lightning.rewards.scorer import ScoringConfig
-from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.update.config import UpdateConfig
 
 

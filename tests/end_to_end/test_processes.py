@@ -192,7 +192,7 @@ def test_processes_that_would_share_their_data_are_refused(config):
 
 
 def test_engines_are_refused_with_fsdp1(config):
-    generator = "--model.generator=dynamo_lightning.rollout.vllm_colocated.VLLMColocatedGenerator"
+    generator = "--model.generator=dynamo_lightning.engines.vllm.colocated.VLLMColocatedEngine"
     with pytest.raises(AssertionError, match=r"fsdp \(FSDP1\) does not go with model\.generator=VLLMColocated"):
         train(config, "fsdp1", "fsdp1", 2, generator)
 

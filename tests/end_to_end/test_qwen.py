@@ -36,7 +36,7 @@ def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, tiny_poli
         "--trainer.val_check_interval=2",
         f"--model.model_name={tiny_policy}",
         "--model.policy.init=random",
-        "--model.generator=dynamo_lightning.rollout.transformers.TransformersGenerator",
+        "--model.generator=dynamo_lightning.engines.transformers.TransformersEngine",
         "--model.sampling.max_response_length=8",
         "--model.scoring.num_workers=1",
         "--data.train.path=train.json",

@@ -182,11 +182,11 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     """
     from transformers.models.auto import tokenization_auto
 
+    from dynamo_lightning.engines.engine import SamplingConfig
     from dynamo_lightning.export import export_policy
     from dynamo_lightning.module import PolicyModule
     from dynamo_lightning.policy.logits import own_logits
     from dynamo_lightning.policy.reading import token_layout
-    from dynamo_lightning.rollout.generator import SamplingConfig
     from dynamo_lightning.types import Collected, GroupPlan, Outcome, Prompt, PromptBatch, RolloutRequest, Score
     from dynamo_lightning.update.config import UpdateConfig
     from dynamo_lightning.update.join import join

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import torch
 
+from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.rollout.generator import SamplingConfig
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join

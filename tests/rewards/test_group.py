@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import team_rewards as team
 
-from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.rewards import GroupFunctionReward, MathReward, OverlongShaping, WeightedReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.rollout.collect import RolloutCollector
 
 TEXTS = {(0, 0): "a", (0, 1): "bbb", (0, 2): "cc", (1, 0): "d"}
 
 
-class OneByOne(Generator):
+class OneByOne(Engine):
     def __init__(self, make_rollout):
         self.make_rollout = make_rollout
 

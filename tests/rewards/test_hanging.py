@@ -5,13 +5,13 @@ import time
 import pytest
 import team_rewards as team
 
-from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.rollout.collect import RolloutCollector
 
 
-class Echo(Generator):
+class Echo(Engine):
     """Answers with the text that stands in the prompt's answer."""
 
     def __init__(self, make_rollout):

@@ -8,14 +8,14 @@ def main(rank, store):
     import team_rewards as team
     import torch.distributed as dist
 
-    from dynamo_lightning.collect import RolloutCollector
+    from dynamo_lightning.engines.engine import Engine, SamplingConfig
     from dynamo_lightning.errors import RunError
     from dynamo_lightning.rewards import GroupFunctionReward
     from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-    from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+    from dynamo_lightning.rollout.collect import RolloutCollector
     from dynamo_lightning.types import GroupPlan, Prompt, PromptBatch, Rollout
 
-    class Lengths(Generator):
+    class Lengths(Engine):
         """The response to a sample of index `i` has `i + 1` letters."""
 
         def generate(self, policy, tokenizer, requests, *, max_response_length, temperature):

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from dynamo_lightning.allocation import AllocationRule, VarianceEstimator
+from dynamo_lightning.engines.engine import Engine
 from dynamo_lightning.losses.advantages import Advantage
 from dynamo_lightning.losses.modulation import DynamoModulation, Modulation
 from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.surrogate import Surrogate
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.rewards import FunctionReward, MathReward, Reward
-from dynamo_lightning.rollout.generator import Generator
 from dynamo_lightning.runs.hyperparameters import NotExpressibleError, describe, eager
 from dynamo_lightning.suggestions import class_choices
 
 
 @pytest.mark.parametrize(
-    "base", [Surrogate, Advantage, Modulation, Penalty, Generator, AllocationRule, VarianceEstimator, Reward]
+    "base", [Surrogate, Advantage, Modulation, Penalty, Engine, AllocationRule, VarianceEstimator, Reward]
 )
 def test_every_choice_of_the_library_is_expressed_and_built_again(base):
     for name, path in class_choices(base).items():

@@ -8,10 +8,10 @@ from lightning.pytorch.tuner import Tuner
 
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.rewards import MathReward
-from dynamo_lightning.rollout.generator import SamplingConfig
 
 
 class BatchRecorder(L.Callback):

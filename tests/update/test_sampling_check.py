@@ -7,9 +7,9 @@ import pytest
 import torch
 from update_case import make_module, make_scored
 
+from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.update.sampling_check import LogpDifference, sampling_tolerance
 from dynamo_lightning.update.scoring import all_statistics, scoring_pass
 from dynamo_lightning.update.steps import MAX_OVERFLOWS_IN_A_ROW, update_policy
@@ -71,7 +71,7 @@ def test_differences_add_up_over_parts():
 def test_the_tolerance_is_that_of_the_coarser_precision_and_stale_or_filtered_rollouts_have_none():
     exact = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
     short = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16)
-    generator = TransformersGenerator()
+    generator = TransformersEngine()
     assert sampling_tolerance(None, generator, exact, 0) == 1e-3
     assert sampling_tolerance(None, generator, short, 0) == 0.05
     with torch.autocast("cpu", torch.bfloat16):

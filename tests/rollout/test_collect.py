@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from dynamo_lightning.collect import RolloutCollector
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.rewards import FunctionReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
+from dynamo_lightning.rollout.collect import RolloutCollector
 
 
-class OneByOne(Generator):
+class OneByOne(Engine):
     """Samples its requests one by one, last prompts first, each only when the one before it is scored."""
 
     def __init__(self, folder, make_rollout):

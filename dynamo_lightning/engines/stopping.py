@@ -1,4 +1,4 @@
-"""Where a response ends: at a token, or at the token that completes a stop string; otherwise it is truncated."""
+"""End of a response: a stop token, or the token that completes a stop string; otherwise it is truncated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StopConfig:
-    """What ends a response besides the end-of-sequence tokens of tokenizer and generation config."""
+    """Ends of a response besides the end-of-sequence tokens of tokenizer and generation config."""
 
     strings: tuple[str, ...] = ()
     token_ids: tuple[int, ...] = ()

@@ -8,9 +8,8 @@ import sys
 import pytest
 import torch
 
-from dynamo_lightning.policy.loading import PolicyConfig, load_policy
-from dynamo_lightning.rollout.vllm_generator import Completion, TokenFilter, check_completions
-from dynamo_lightning.rollout.vllm_weights import (
+from dynamo_lightning.engines.vllm.engine import Completion, TokenFilter, check_completions
+from dynamo_lightning.engines.vllm.weights import (
     cast_weights,
     checksum,
     compare_checksums,
@@ -19,6 +18,7 @@ from dynamo_lightning.rollout.vllm_weights import (
     sequence_logprobs,
     sum_workers,
 )
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 
 
 def bits(values):
@@ -134,7 +134,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from dynamo_lightning.policy.loading import PolicyConfig, decoder_layers, load_policy
-from dynamo_lightning.rollout.vllm_weights import cast_weights, checksum, fingerprint, sequence_logprobs
+from dynamo_lightning.engines.vllm.weights import cast_weights, checksum, fingerprint, sequence_logprobs
 
 dist.init_process_group("gloo")
 whole, policy = (load_policy(sys.argv[1], PolicyConfig()) for _ in range(2))

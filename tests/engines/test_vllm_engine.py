@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from dynamo_lightning.data.arithmetic import write_architecture
+from dynamo_lightning.engines.vllm.client import ServerDown, call, retry
+from dynamo_lightning.engines.vllm.colocated import VLLMColocatedEngine
+from dynamo_lightning.engines.vllm.pad_heads import write_padded
+from dynamo_lightning.engines.vllm.server import VLLMServerEngine
+from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
-from dynamo_lightning.rollout.vllm_colocated import VLLMColocatedGenerator
-from dynamo_lightning.rollout.vllm_http import ServerDown, call, retry
-from dynamo_lightning.rollout.vllm_pad_heads import write_padded
-from dynamo_lightning.rollout.vllm_server import VLLMServerGenerator
-from dynamo_lightning.rollout.vllm_worker import WORKER_EXTENSION
 from dynamo_lightning.types import Prompt, RolloutRequest
 
 
@@ -107,7 +107,7 @@ def largest_difference(policy, rollouts, temperature=1.0):
 
 @pytest.fixture(scope="module")
 def colocated(folder):
-    generator = VLLMColocatedGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True)
+    generator = VLLMColocatedEngine(max_model_len=64, cache_gib=0.25, enforce_eager=True)
     yield generator
     generator.close()
 
@@ -119,7 +119,7 @@ def test_engine_and_policy_agree_after_every_push(colocated, policy, tokenizer, 
     rollouts = sample(colocated, policy, tokenizer, requests, temperature)
     assert [rollout.key for rollout in rollouts] == [(r.prompt.prompt_id, r.sample_index) for r in requests]
     assert largest_difference(policy, rollouts, temperature) < 1e-4
-    assert len({rollout.token_ids for rollout in rollouts}) > len(rollouts) // 2
+    assert len({tuple(rollout.token_ids) for rollout in rollouts}) > len(rollouts) // 2
 
 
 def test_a_rollout_does_not_depend_on_its_neighbours(colocated, policy, tokenizer, requests):
@@ -144,7 +144,7 @@ def test_responses_end_at_the_policys_eos_tokens(colocated, policy, tokenizer, r
 
 def test_more_prompts_than_a_step_reads_keep_their_seeds(policy, tokenizer, make_prompt):
     options = {"max_num_batched_tokens": 64, "max_num_seqs": 16}
-    generator = VLLMColocatedGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True, engine_options=options)
+    generator = VLLMColocatedEngine(max_model_len=64, cache_gib=0.25, enforce_eager=True, engine_options=options)
     requests = [RolloutRequest(make_prompt(i, tuple(range(5 + i, 45 + i))), 0, i) for i in range(10)]
     try:
         generator.sync(policy, 0)
@@ -156,7 +156,7 @@ def test_more_prompts_than_a_step_reads_keep_their_seeds(policy, tokenizer, make
         generator.close()
 
 
-class SkippingGenerator(VLLMColocatedGenerator):
+class SkippingEngine(VLLMColocatedEngine):
     """Says that it has pushed, and has not."""
 
     skips = False
@@ -169,7 +169,7 @@ class SkippingGenerator(VLLMColocatedGenerator):
 
 
 def test_a_skipped_push_is_caught_however_small_the_step(folder, policy):
-    generator = SkippingGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True)
+    generator = SkippingEngine(max_model_len=64, cache_gib=0.25, enforce_eager=True)
     try:
         generator.sync(policy, 0)
         generator.skips = True
@@ -184,8 +184,8 @@ def test_heads_that_the_cpu_kernels_do_not_take_are_refused_with_a_way_out():
     if torch.cuda.is_available():
         pytest.skip("only on a CPU")
     policy = load_policy("embedded:arithmetic-qwen3", PolicyConfig())
-    with pytest.raises(RuntimeError, match=r"heads of 24 dimensions.*vllm_pad_heads.*TransformersGenerator"):
-        VLLMColocatedGenerator().sync(policy, 0)
+    with pytest.raises(RuntimeError, match=r"heads of 24 dimensions.*vllm_pad_heads.*TransformersEngine"):
+        VLLMColocatedEngine().sync(policy, 0)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def test_heads_that_the_cpu_kernels_do_not_take_are_refused_with_a_way_out():
     ],
 )
 def test_an_engine_that_cannot_start_names_the_setting(policy, options, message):
-    generator = VLLMColocatedGenerator(**{"max_model_len": 64, "cache_gib": 0.25, "enforce_eager": True, **options})
+    generator = VLLMColocatedEngine(**{"max_model_len": 64, "cache_gib": 0.25, "enforce_eager": True, **options})
     with pytest.raises(RuntimeError, match=message):
         generator.sync(policy, 0)
     generator.close()
 
 
 def test_the_process_keeps_its_random_state_and_its_threads(folder, policy):
-    generator = VLLMColocatedGenerator(max_model_len=64, cache_gib=0.25, enforce_eager=True)
+    generator = VLLMColocatedEngine(max_model_len=64, cache_gib=0.25, enforce_eager=True)
     before, num_threads = torch.get_rng_state(), torch.get_num_threads()
     try:
         generator.sync(policy, 0)
@@ -267,7 +267,7 @@ def servers(folder, tmp_path_factory):
 
 def test_servers_agree_with_the_policy_after_every_push(servers, policy, tokenizer, requests, tmp_path):
     urls = [f"http://127.0.0.1:{port}" for _, port in servers]
-    generator = VLLMServerGenerator(urls, str(tmp_path), requests_per_server=4, patience=60)
+    generator = VLLMServerEngine(urls, str(tmp_path), requests_per_server=4, patience=60)
     for version, scale in enumerate([0.0, 0.05, 1e-7]):
         move(policy, scale)
         generator.sync(policy, version)
@@ -280,7 +280,7 @@ def test_servers_agree_with_the_policy_after_every_push(servers, policy, tokeniz
 def test_a_server_killed_in_the_middle_loses_no_rollout(servers, policy, tokenizer, requests, tmp_path):
     if len(servers) == 1:
         pytest.skip("one server of this policy: none would be left")
-    generator = VLLMServerGenerator(
+    generator = VLLMServerEngine(
         [f"http://127.0.0.1:{port}" for _, port in servers], str(tmp_path), requests_per_server=4, patience=60
     )
     generator.sync(policy, 8)

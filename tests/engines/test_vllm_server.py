@@ -1,23 +1,18 @@
 """The client of vLLM servers against stand-ins: weights, faults, deaths. Real servers: test_vllm_engine.py."""
 
-import importlib.util
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
+import fake_vllm_server
 import pytest
 import torch
 
+from dynamo_lightning.engines.vllm import client
+from dynamo_lightning.engines.vllm.client import ServerRefused
+from dynamo_lightning.engines.vllm.server import VLLMServerEngine
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
-from dynamo_lightning.rollout import vllm_http
-from dynamo_lightning.rollout.vllm_http import ServerRefused
-from dynamo_lightning.rollout.vllm_server import VLLMServerGenerator
 from dynamo_lightning.types import RolloutRequest
-
-spec = importlib.util.spec_from_file_location("fake_vllm_server", Path(__file__).parent / "fake_vllm_server.py")
-fake_vllm_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake_vllm_server)
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def make_generator(tmp_path):
     def make(servers, **options):
         urls = [server if isinstance(server, str) else server.url for server in servers]
         options = {"patience": 1.0, "requests_per_server": 4, "time_limit": 5.0, **options}
-        made.append(VLLMServerGenerator(urls, str(tmp_path / "weights"), **options))
+        made.append(VLLMServerEngine(urls, str(tmp_path / "weights"), **options))
         return made[-1]
 
     yield make
@@ -225,21 +220,21 @@ def test_a_server_of_another_model_is_refused(policy, servers, make_generator, s
 
 def test_attempts_are_further_and_further_apart_and_end_with_the_patience(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(vllm_http, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=clock.append))
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=clock.append))
     attempts = []
 
     def attempt():
         clock[0] = sum(clock)
         del clock[1:]
         attempts.append(clock[0])
-        raise vllm_http.ServerDown("no answer")
+        raise client.ServerDown("no answer")
 
-    with pytest.raises(vllm_http.ServerDown):
-        vllm_http.retry(attempt, patience=20.0)
+    with pytest.raises(client.ServerDown):
+        client.retry(attempt, patience=20.0)
     assert attempts == pytest.approx([0, 0.2, 0.7, 1.7, 3.7, 8.7, 13.7, 18.7])
 
 
 @pytest.mark.parametrize("options", [{"urls": []}, {"urls": ["localhost:8000"]}, {"urls": ["http://a"], "patience": 0}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=r"model\.generator\.(urls|patience)"):
-        VLLMServerGenerator(**options)
+        VLLMServerEngine(**options)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from dynamo_lightning.engines.vllm.pad_heads import write_padded
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
-from dynamo_lightning.rollout.vllm_pad_heads import write_padded
 
 
 def test_wider_heads_change_nothing_and_stay_zero_in_training(tmp_path):

@@ -1,8 +1,8 @@
-"""Dynamic sampling: go on with further prompts until enough groups teach something (DAPO, arXiv 2503.14476).
+"""Dynamic sampling: further prompts until enough groups have non-zero advantages (DAPO, arXiv 2503.14476).
 
-A group whose responses are all right or all wrong has no gradient; DAPO samples other prompts in its place, so that
-every update learns from equally many groups. Unlike its code, which stops the run when it has tried often enough, an
-iteration goes on here with the groups that it has found. What was sampled in vain is not hidden: the statistics of
+A group whose responses are all correct or all incorrect has no gradient; DAPO samples other prompts in its place, so
+that every update trains on equally many groups. Unlike its code, which stops the run when it has tried often enough, an
+iteration continues here with the groups that it has found. Wasted rollouts are not hidden: the statistics of
 prompts see every outcome, and throughput counts every token.
 """
 
@@ -17,13 +17,13 @@ from dynamo_lightning.types import Outcome, PromptBatch
 
 @dataclass
 class DynamicSamplingConfig:
-    """How long to look for groups that teach something."""
+    """Options of the search for groups with non-zero advantages."""
 
     max_rounds: int = 10
     """Times that prompts are sampled in one iteration at most, the first time included."""
     component: str | None = None
     """Name of the reward that must differ within a group, such as `math`; `null` is the total, which shaping makes
-    differ between responses that are all right."""
+    differ between responses that are all correct."""
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -32,7 +32,7 @@ class DynamicSamplingConfig:
 
 
 class DynamicSampling:
-    """Which groups of one iteration are kept, and whether to go on; the same on every rank.
+    """The groups of one iteration that are kept, and the number still missing; the same on every rank.
 
     Args:
         num_prompts: Groups to find: the prompts of the iteration's own batch.
@@ -67,28 +67,28 @@ class DynamicSampling:
 
     @property
     def num_missing(self) -> int:
-        """How many prompts to sample next: as many as groups are missing; 0 when enough or too much was done."""
+        """Number of prompts to sample next: one for each missing group; 0 after `max_rounds`."""
         if self.num_rounds >= self.config.max_rounds:
             return 0
         return max(0, self.num_prompts - len(self._found))
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Prompt ids of the groups to learn from, in the order they were sampled.
+        """Prompt ids of the groups to train on, in the order they were sampled.
 
-        If no group teaches anything, those of the first round: an iteration that changes nothing, but is logged.
+        If no group has a non-zero advantage, those of the first round: an iteration without a gradient, but logged.
         """
         return tuple(self._found[: self.num_prompts]) or self._first_round
 
     def metrics(self) -> dict[str, float]:
-        """Rounds, and the share of sampled prompts that is learnt from."""
+        """Rounds, and the share of sampled prompts that is trained on."""
         return {
             "dynamic_sampling/rounds": float(self.num_rounds),
             "dynamic_sampling/frac_kept": len(self.kept) / self.num_sampled,
         }
 
     def _value(self, outcome: Outcome) -> float:
-        """What must differ; a failed reward has no components, only its total."""
+        """Value that must differ; a failed reward has no components, only its total."""
         if self.config.component is None or not outcome.score.components:
             return outcome.score.reward
         if self.config.component not in outcome.score.components:

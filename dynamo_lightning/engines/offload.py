@@ -1,4 +1,4 @@
-"""The optimizer's state in the host's memory, while an engine on the same device needs the room."""
+"""The optimizer's state in host memory, while an engine on the same device needs the memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 
 class OptimizerOffload:
-    """Takes optimizer state to the host, and back to where it was."""
+    """Moves optimizer state to the host, and back to its device."""
 
     def __init__(self) -> None:
         self._away: list[tuple[dict[Any, Any], str, torch.device]] = []
 
-    def take_away(self, optimizers: Iterable[Optimizer]) -> None:
-        """Move the state that is not on the host there; shards of sharded parameters stay shards."""
+    def offload(self, optimizers: Iterable[Optimizer]) -> None:
+        """Move the state to the host; shards of sharded parameters stay shards."""
         for optimizer in optimizers:
             for state in optimizer.state.values():
                 for name, value in state.items():
@@ -25,8 +25,8 @@ class OptimizerOffload:
                         self._away.append((state, name, value.device))
                         state[name] = value.to("cpu")
 
-    def bring_back(self) -> None:
-        """Move what was taken away back."""
+    def restore(self) -> None:
+        """Move the offloaded state back to its device."""
         for state, name, device in self._away:
             state[name] = state[name].to(device)
         self._away.clear()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
+from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.rewards.group_scoring import score_complete_groups
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
 from dynamo_lightning.rollout.ahead import RolloutsAhead
-from dynamo_lightning.rollout.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
 from dynamo_lightning.rollout.exchange import spread_over_ranks
-from dynamo_lightning.rollout.generator import Generator, SamplingConfig
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.training_metrics import failure_metrics
 from dynamo_lightning.types import Collected, Outcome, PromptBatch, Rollout, Score
@@ -28,16 +28,16 @@ class RolloutCollector:
     """Turns a batch of prompts with their group sizes into rollouts and outcomes.
 
     Args:
-        generator: What samples the responses.
-        scorer: What computes their rewards.
-        sampling: How responses are sampled.
-        passes: What a rollout costs later, see `passes_per_rollout`, by which ranks share the rollouts out.
+        generator: Engine that samples the responses.
+        scorer: Computes their rewards.
+        sampling: Options of sampling.
+        passes: Cost of a rollout in the update, see `passes_per_rollout`, by which rollouts are distributed over ranks.
         dynamic_sampling: When to sample further prompts; `None` takes each batch as it is.
     """
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Engine,
         scorer: RewardScorer,
         sampling: SamplingConfig,
         passes: tuple[int, int],
@@ -58,14 +58,14 @@ class RolloutCollector:
         batch: PromptBatch,
         phase: Callable[[str], AbstractContextManager[None]],
     ) -> Collected:
-        """Sample, score and observe: once, or with dynamic sampling until enough groups teach something.
+        """Sample, score and observe: once, or with dynamic sampling until enough groups have non-zero advantages.
 
         Args:
-            policy: What to sample from.
+            policy: The current policy.
             tokenizer: Decodes the responses.
-            datamodule: Says in which parts the batch is sampled, observes the outcomes and has further prompts.
+            datamodule: Splits the batch into parts, observes the outcomes and provides further prompts.
             batch: The global batch of an iteration.
-            phase: Times what is done inside.
+            phase: Timer of a phase, a context manager by its name.
         """
         sampling = DynamicSampling(len(batch.prompts), self.dynamic_sampling) if self.dynamic_sampling else None
         rounds: list[list[PromptBatch]] = []
@@ -113,7 +113,7 @@ class RolloutCollector:
         temperature: float,
         wanted: Collection[tuple[int, int]] | None = None,
     ) -> tuple[list[Rollout], Rollout]:
-        """This rank's share of the batch's rollouts, and one that is there on every rank even if its share is empty.
+        """This rank's share of the batch's rollouts, and one rollout that every rank has even if its share is empty.
 
         Each batch that the generator makes is scored from then on, while the next one is sampled; `score` waits for
         what is left. With `wanted`, only of the rollouts with these keys, at least one, the same on all ranks.

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from dynamo_lightning.rollout.vllm_weights import checksum, sequence_logprobs
-from dynamo_lightning.rollout.vllm_worker import describe_architecture
+from dynamo_lightning.engines.vllm.weights import checksum, sequence_logprobs
+from dynamo_lightning.engines.vllm.worker import describe_architecture
 
 
 class FakeServer:
@@ -80,7 +80,7 @@ class FakeServer:
             parts = [load_file(file) for file in sorted(Path(weights_path).glob("*.safetensors"))]
             self.load({name: value for part in parts for name, value in part.items()})
 
-    def mend_tied_head(self):
+    def repack_tied_head(self):
         return False
 
     def describe_model(self):

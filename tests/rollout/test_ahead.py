@@ -1,28 +1,24 @@
 """One step off, with stand-ins for servers whose responses depend on seed and weights."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
+import fake_vllm_server
 import pytest
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
+from dynamo_lightning.allocation.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.callbacks import IterationCheckpoint
 from dynamo_lightning.data.source import PromptSource
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.engines.engine import SamplingConfig
+from dynamo_lightning.engines.vllm.server import VLLMServerEngine
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rewards import FunctionReward
 from dynamo_lightning.rewards.scorer import ScoringConfig
-from dynamo_lightning.rollout.dynamic_sampling import DynamicSamplingConfig
-from dynamo_lightning.rollout.generator import SamplingConfig
-from dynamo_lightning.rollout.vllm_server import VLLMServerGenerator
-
-spec = importlib.util.spec_from_file_location("fake_vllm_server", Path(__file__).parent / "fake_vllm_server.py")
-fake_vllm_server = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fake_vllm_server)
 
 
 @pytest.fixture
@@ -49,7 +45,7 @@ def fit(server, tiny_policy, prompt_file, tmp_path, monkeypatch):
         )
         module = PolicyModule(
             tiny_policy,
-            generator=VLLMServerGenerator([server.url], "weights", patience=2.0),
+            generator=VLLMServerEngine([server.url], "weights", patience=2.0),
             sampling=SamplingConfig(max_response_length=6),
             reward=FunctionReward("reward.f"),
             scoring=ScoringConfig(num_workers=1, time_limit=60.0),
@@ -120,12 +116,12 @@ def test_the_next_batch_is_the_one_that_comes(tiny_policy, prompt_file):
 
 
 def test_what_cannot_be_sampled_ahead_is_refused(tiny_policy):
-    with pytest.raises(ValueError, match=r"model\.one_step_off=true needs a generator .*VLLMServerGenerator"):
+    with pytest.raises(ValueError, match=r"model\.one_step_off=true needs a generator .*VLLMServerEngine"):
         PolicyModule(tiny_policy, one_step_off=True)
     with pytest.raises(ValueError, match=r"does not go with model\.dynamic_sampling"):
         PolicyModule(
             tiny_policy,
-            generator=VLLMServerGenerator(["http://a"]),
+            generator=VLLMServerEngine(["http://a"]),
             one_step_off=True,
             dynamic_sampling=DynamicSamplingConfig(),
         )

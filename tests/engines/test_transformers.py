@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from dynamo_lightning.engines.transformers import TransformersEngine, gumbel_noise
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
-from dynamo_lightning.rollout.transformers import TransformersGenerator, gumbel_noise
 from dynamo_lightning.types import Prompt
 
 
@@ -25,7 +25,7 @@ def requests(tokenizer, make_batch):
 
 
 def generate(policy, tokenizer, requests, batch_size=64, max_response_length=12, temperature=1.0):
-    generator = TransformersGenerator(batch_size)
+    generator = TransformersEngine(batch_size)
     return generator.generate(
         policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
     )
@@ -52,9 +52,9 @@ def test_a_rollout_does_not_depend_on_which_others_have_ended(policy, tokenizer,
     monkeypatch.setattr(policy.generation_config, "eos_token_id", [tokenizer.eos_token_id, common])
     reference = generate(policy, tokenizer, requests, batch_size=1)
     assert len({len(rollout.token_ids) for rollout in reference}) > 3
-    monkeypatch.setattr("dynamo_lightning.rollout.transformers.SEGMENT_LENGTH", 3)
+    monkeypatch.setattr("dynamo_lightning.engines.transformers.SEGMENT_LENGTH", 3)
     if not keeps_rows:
-        monkeypatch.setattr("dynamo_lightning.rollout.transformers._select_rows", lambda cache, rows: None)
+        monkeypatch.setattr("dynamo_lightning.engines.transformers._select_rows", lambda cache, rows: None)
     for rollout, other in zip(reference, generate(policy, tokenizer, requests), strict=True):
         assert rollout.token_ids.tolist() == other.token_ids.tolist()
         assert rollout.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -124,4 +124,4 @@ def test_noise_differs_by_seed_position_and_token():
 
 def test_impossible_batch_size_is_refused():
     with pytest.raises(ValueError, match=r"model\.generator\.batch_size must be at least 1, got 0"):
-        TransformersGenerator(batch_size=0)
+        TransformersEngine(batch_size=0)
