@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dynamo_lightning.distributed import gather_values, sum_over_ranks
+from dynamo_lightning.distributed import sum_over_ranks
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
 from dynamo_lightning.losses.weights import counted_groups, token_weights
-from dynamo_lightning.update.scoring import Experience, all_statistics, token_keys
+from dynamo_lightning.update.scoring import Experience, all_statistics
 
 if TYPE_CHECKING:
     from dynamo_lightning.update.steps import PolicyHolder
@@ -87,10 +87,10 @@ def advantages_at_later_step(module: PolicyHolder, experience: Experience, chose
     batch, loss, policy = experience.batch, module.loss, module.policy
     modulated, old_logprobs = experience.modulated, experience.old_logprobs
     assert policy is not None and loss.modulation is not None
-    assert modulated.candidates is not None and old_logprobs is not None
+    assert modulated.candidates is not None and old_logprobs is not None and experience.modulation_inputs is not None
     device = old_logprobs.device
     rollouts = batch.token_rollouts.to(device)
-    advantages = batch.advantages[batch.token_rollouts].to(device)
+    advantages = experience.modulation_inputs.advantages
     candidates = torch.zeros(len(batch.rollouts), dtype=torch.int64, device=device)
     candidates.index_add_(0, rollouts, modulated.candidates.long())
     takes_part = chosen[batch.group_indices].to(device)
@@ -103,8 +103,6 @@ def advantages_at_later_step(module: PolicyHolder, experience: Experience, chose
     if len(rows):
         sizes = loss.update_sizes(current[rows] - old_logprobs[rows], inputs)
         is_clipped[rows] = (sizes == 0) & (inputs.advantages != 0)
-
-    def keys() -> Tensor:
-        return token_keys(batch, device)
-
-    return loss.modulation.at_later_step(modulated, advantages, is_clipped, takes_part[rollouts], gather_values, keys)
+    return loss.modulation.at_later_step(
+        experience.modulation_inputs, modulated, is_clipped=is_clipped, in_step=takes_part[rollouts]
+    )

@@ -20,6 +20,7 @@ from dynamo_lightning.distributed import derive_seed, gather_objects, gather_val
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_metrics
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.policy.packing import MicroBatches
@@ -49,8 +50,8 @@ class Experience:
     entropy: float
     """What the scored tokens add to the mean entropy of all response tokens, all ranks, nats: all of it, or without
     `old_logprobs` only what the update leaves out."""
-    marks: Tensor | None = None
-    """The penalty's marks of this rank's response tokens, `[num_tokens]`; only with a penalty that has some."""
+    token_selection: Tensor | None = None
+    """The penalty's `token_selection` of this rank's response tokens, `[num_tokens]`; only if it selects some."""
     engine_weights: Tensor | None = None
     """Importance weights of this rank's response tokens, `[num_tokens]`; only if another engine sampled them."""
     difference: LogpDifference = field(default_factory=LogpDifference)
@@ -58,6 +59,8 @@ class Experience:
     rank's tokens that the update leaves out."""
     logp_tolerance: float | None = None
     """Largest mean difference that an update starts with; `None` checks nothing."""
+    modulation_inputs: ModulationInputs | None = None
+    """What the modulation was computed from; only if it has candidates for later steps."""
 
 
 @torch.no_grad()
@@ -193,15 +196,16 @@ def scoring_pass(
         difference = global_difference(difference)
         check_difference(difference, logp_tolerance, policy)
     advantages = batch.advantages[batch.token_rollouts].to(policy.device)
-    modulated, marks = ModulatedAdvantages(advantages), None
+    modulated, token_selection = ModulatedAdvantages(advantages), None
 
     def keys() -> Tensor:
         return token_keys(batch, policy.device)
 
+    inputs = ModulationInputs(statistics, advantages, gather_values, keys)
     if loss.modulation is not None and not loss.modulation.is_recomputed():
-        modulated = loss.modulation(statistics, advantages, gather_values, token_keys=keys)
+        modulated = loss.modulation(inputs)
     if loss.penalty is not None:
-        marks = loss.penalty.marks(statistics, advantages, gather_values, keys)
+        token_selection = loss.penalty.token_selection(inputs)
     means = {"entropy": statistics.entropy, **modulated.indicators}
     totals = sum_over_ranks({name: float(value.sum()) for name, value in means.items()})
     num_tokens = int(batch.group_tokens.sum())
@@ -218,5 +222,15 @@ def scoring_pass(
         metrics.update(mismatch_metrics(gather_objects([summary])))
     old_logprobs = statistics.logprobs if beforehand else None
     return Experience(
-        batch, old_logprobs, modulated, reference_logprobs, metrics, entropy, marks, weights, difference, logp_tolerance
+        batch,
+        old_logprobs,
+        modulated,
+        reference_logprobs,
+        metrics,
+        entropy,
+        token_selection,
+        weights,
+        difference,
+        logp_tolerance,
+        inputs if modulated.candidates is not None else None,
     )

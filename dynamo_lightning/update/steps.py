@@ -247,7 +247,7 @@ def accumulate_gradient(
         weights=weights,
         reference_logprobs=experience.reference_logprobs,
         sequence_indices=batch.token_rollouts.to(device),
-        marks=experience.marks,
+        token_selection=experience.token_selection,
     )
     indices = takes_part.nonzero().squeeze(-1).tolist()
     budget, layout = module.update_config.max_tokens_per_micro_batch, token_layout(policy)
