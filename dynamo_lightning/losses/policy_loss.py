@@ -91,6 +91,11 @@ class PolicyLoss:
             raise UserError(f"model.loss.kl_coefficient must not be negative, got {self.kl_coefficient}")
 
     @property
+    def batch_modulation(self) -> Modulation | None:
+        """The modulation if it is computed once for a batch of rollouts, else `None`."""
+        return None if self.modulation is None or self.modulation.is_recomputed() else self.modulation
+
+    @property
     def vanishes_without_advantage(self) -> bool:
         """True if a rollout of advantage 0 adds nothing to the gradient, so that the update may skip it."""
         parts = [part for part in (self.modulation, self.surrogate, self.penalty) if part is not None]

@@ -10,7 +10,7 @@ from dynamo_lightning.losses.fork_tokens import ForkTokens
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, UnclippedSurrogate
 from dynamo_lightning.losses.weights import counted_groups
-from dynamo_lightning.update.scoring import token_keys
+from dynamo_lightning.update.logprobs import token_keys
 
 
 def response_logits(module, rollout):

@@ -9,7 +9,7 @@ from update_case import REWARDS, SHUFFLED, assign, flat_gradient, learn, make_mo
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.types import PromptBatch
-from dynamo_lightning.update.steps import split_prompts
+from dynamo_lightning.update.plan import split_prompts
 
 
 def gradient(module, make_prompt, make_batch, rewards=REWARDS, chosen=None, order=None):
@@ -115,7 +115,7 @@ def test_a_dropped_rollout_leaves_group_statistics_and_denominators(tiny_policy,
     kept = assign(module, [batch], outcomes[1:], rollouts)
     assert [rollout.key for rollout in kept.rollouts] == [(0, 1), (0, 2), (1, 0), (1, 1)]
     assert kept.group_sizes.tolist() == [2, 2]
-    assert kept.group_teaches.tolist() == [False, True]
+    assert kept.group_has_signal.tolist() == [False, True]
     assert int(kept.group_tokens.sum()) == sum(len(rollout.token_ids) for rollout in rollouts[1:])
 
 

@@ -1,4 +1,4 @@
-"""The scoring pass on a real (tiny) policy: what updates are told beforehand, and what they need not be told."""
+"""Experience of a real (tiny) policy: what is computed before the first step, and what need not be."""
 
 import math
 from dataclasses import replace
@@ -13,7 +13,8 @@ from dynamo_lightning.losses.gspo import GSPO
 from dynamo_lightning.losses.modulation import DynamoModulation
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.update.config import UpdateConfig
-from dynamo_lightning.update.scoring import all_statistics, check_finite, passes_per_rollout, token_keys
+from dynamo_lightning.update.logprobs import all_statistics, check_finite, token_keys
+from dynamo_lightning.update.plan import passes_per_rollout
 
 
 def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts(tiny_policy, make_prompt, make_batch):
