@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -49,16 +50,15 @@ from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of
 from dynamo_lightning.runs.progress import keep_counters, mend_epochs
 from dynamo_lightning.runs.schedule import apply_options
 from dynamo_lightning.runs.trainer_checks import check_data_module, check_trainer, check_validation_interval
-from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
-from dynamo_lightning.types import Collected, IterationRecord, PromptBatch, merge_parts
+from dynamo_lightning.types import Collected, PromptBatch
 from dynamo_lightning.update.config import UpdateConfig
-from dynamo_lightning.update.experience import Experience
 from dynamo_lightning.update.join import join
 from dynamo_lightning.update.plan import passes_per_rollout
+from dynamo_lightning.update.record import iteration_record
 from dynamo_lightning.update.sampling_check import sampling_tolerance
 from dynamo_lightning.update.settings import UpdateSettings
 from dynamo_lightning.update.steps import TrainedPolicy
-from dynamo_lightning.update.updater import PolicyUpdater, UpdateResult
+from dynamo_lightning.update.updater import PolicyUpdater
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,7 +90,7 @@ class PolicyModule(EvaluationLoops):
         scoring: The processes in which rewards are computed.
         loss: The policy loss.
         updates: Options of training on a batch of rollouts.
-        dynamic_sampling: Go on with further prompts of the epoch until enough groups teach something (DAPO); `null`
+        dynamic_sampling: Go on with further prompts of the epoch until enough groups have a signal (DAPO); `null`
             takes each batch as it is.
         one_step_off: Sample the next batch while the policy learns from the running one, from weights that are one RL
             iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerGenerator`.
@@ -153,16 +153,11 @@ class PolicyModule(EvaluationLoops):
         self.optimizer_offload = OptimizerOffload()
         self.loss = loss
         self.update_config = updates
-        self.updater = PolicyUpdater(
-            UpdateSettings(
-                loss,
-                sampling.max_response_length,
-                updates,
-                sampling.temperature,
-                uses_external_engine=generator.separate_engine,
-                gradient_clip_val=gradient_clip_val,
-            )
+        settings = UpdateSettings(loss, sampling.max_response_length, updates, sampling.temperature)
+        settings = replace(
+            settings, uses_external_engine=generator.separate_engine, gradient_clip_val=gradient_clip_val
         )
+        self.updater = PolicyUpdater(settings)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip_val = gradient_clip_val
@@ -262,7 +257,7 @@ class PolicyModule(EvaluationLoops):
             torch.nn.Module.to(reference, self.device)
 
     def on_train_start(self) -> None:
-        """Find the layout of sequences in which scored log-probabilities are the policy's own."""
+        """Find the layout of sequences in which the update's log-probabilities are the policy's own."""
         assert self.policy is not None
         set_training_mode(self.policy)
         with self.trainer.precision_plugin.forward_context():
@@ -292,15 +287,15 @@ class PolicyModule(EvaluationLoops):
             experience = self.updater.prepare(self.policy, rollouts, self.reference(), tolerance)
         with self.phase("update"):
             result = self.updater.step(self.trained_policy(), experience)
-        record = self.log_iteration(collected, experience, result, staleness)
+        limits = self.datamodule.min_rollouts, self.datamodule.max_rollouts
+        record = iteration_record(
+            collected, experience, result, staleness=staleness, size_limits=limits, seconds=self.seconds
+        )
+        self.log_metrics(record.metrics)
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
 
     def collect(self, batch: PromptBatch) -> tuple[Collected, int, dict[str, float]]:
-        """Sample the batch's rollouts, or take those sampled ahead, and have their rewards computed.
-
-        Returns:
-            Rollouts and outcomes; the age of the weights that sampled them, in optimizer steps; metrics of staleness.
-        """
+        """Rollouts and outcomes of the batch, the age of their weights in optimizer steps, and metrics of staleness."""
         assert self.policy is not None
         if not self.collector.ahead.has(batch):
             self.sync_generator()
@@ -328,35 +323,11 @@ class PolicyModule(EvaluationLoops):
         assert self.policy is not None
         self.updater.clipping.clip(self.policy, self.global_step, self.gradient_scaler)
 
-    def log_iteration(
-        self, collected: Collected, experience: Experience, result: UpdateResult, staleness: Mapping[str, float]
-    ) -> IterationRecord:
-        """Log the metrics of an iteration; its record for callbacks."""
-        batch = merge_parts(collected.parts)
-        metrics = {
-            **rollout_metrics(batch, collected.outcomes),
-            **collected.metrics,
-            **staleness,
-            **allocation_metrics(batch, self.datamodule.min_rollouts, self.datamodule.max_rollouts),
-            **result.metrics,
-            **{f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items()},
-        }
-        if result.gradient_norms:
-            metrics["grad_norm"] = sum(result.gradient_norms) / len(result.gradient_norms)
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an iteration."""
         for name, value in metrics.items():
             shown = name in ("reward", "entropy", "grad_norm")
             self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown)
-        return IterationRecord(
-            batch=batch,
-            outcomes=collected.outcomes,
-            rollouts=collected.rollouts,
-            entropy=metrics["entropy"],
-            gradient_norms=result.gradient_norms,
-            num_tokens=collected.num_tokens,
-            factors=experience.modulated.factors,
-            seconds=dict(self.seconds),
-            metrics=metrics,
-        )
 
     def reference(self) -> AbstractContextManager[PreTrainedModel] | None:
         """Gives the frozen policy of a KL term: a copy, or the policy without its adapters; `None` without a term."""
