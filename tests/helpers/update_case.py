@@ -78,13 +78,13 @@ def assign(module, parts, outcomes, rollouts):
     return join(collected, module.loss.advantage)
 
 
-def make_scored(module, make_prompt, make_batch, order=None, iteration=3):
+def make_joined(module, make_prompt, make_batch, order=None, iteration=3):
     """Rollouts of the rewards above with their advantages, in the given order."""
     batch, outcomes, rollouts = make_rollouts(make_prompt, make_batch, iteration=iteration)
     return assign(module, [batch], outcomes, [rollouts[i] for i in order] if order else rollouts)
 
 
-def score(module, batch, separate_engine=False):
+def prepare(module, batch, separate_engine=False):
     """What is known before the first update."""
     settings = replace(module.settings, uses_external_engine=separate_engine)
     return PolicyUpdater(settings).prepare(module.policy, batch)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from update_case import make_module, make_scored
+from update_case import make_joined, make_module
 
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import PolicyLoss
@@ -14,13 +14,13 @@ from dynamo_lightning.update.clipping import MAX_OVERFLOWS_IN_A_ROW, GradientCli
 from dynamo_lightning.update.logprobs import all_statistics
 from dynamo_lightning.update.sampling_check import LogpDifference, sampling_tolerance
 
-LOSSES = {"scored beforehand": PolicyLoss(), "scored by the update": PolicyLoss(modulation=None)}
+LOSSES = {"computed beforehand": PolicyLoss(), "computed by the update": PolicyLoss(modulation=None)}
 
 
 def case(tiny_policy, make_prompt, make_batch, loss, error=0.0):
     """A module, and a batch whose log-probabilities are the policy's own plus an error at every third token."""
     module = make_module(tiny_policy, loss)
-    batch = make_scored(module, make_prompt, make_batch)
+    batch = make_joined(module, make_prompt, make_batch)
     exact = all_statistics(module.policy, batch, range(len(batch.rollouts)), module.update_config, 1.0).logprobs
     exact[::3] += error
     parts = exact.split(batch.response_lengths.tolist())
