@@ -27,8 +27,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dynamo_lightning.allocation.variance import best_variance_ratio
 from dynamo_lightning.data.chain import KINDS, Chain, ChainReward, RightResponses, read_right_responses, split_chains
 from dynamo_lightning.data.prompts import prompt_id
+from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
-from dynamo_lightning.rollout.transformers import TransformersGenerator
 from dynamo_lightning.types import Prompt, RolloutRequest
 
 MODEL = "embedded:chain-qwen3"
@@ -63,7 +63,7 @@ def sampled_success_rates(
         for number, chain in enumerate(chains)
         for sample in range(num_samples)
     ]
-    rollouts = TransformersGenerator(batch_size=256).generate(
+    rollouts = TransformersEngine(batch_size=256).generate(
         policy, tokenizer, requests, max_response_length=MAX_RESPONSE_LENGTH, temperature=1.0
     )
     reward = ChainReward()

@@ -119,7 +119,7 @@ def run_process(rank: int, num_processes: int, mean_length: int, port: int, path
     def cut() -> int:
         limit = MAX_TOKENS_FACTOR * mean_length
         indices = range(len(joined.rollouts))
-        micro_batches = MicroBatches(joined.rollouts, indices, joined.spare, limit, torch.device("cpu"))
+        micro_batches = MicroBatches(joined.rollouts, indices, joined.filler, limit, torch.device("cpu"))
         return sum(micro_batch.targets.numel() for micro_batch, counts in micro_batches if counts)
 
     seconds, extra, num_cut = measured(cut)

@@ -30,7 +30,7 @@ from lightning.pytorch.profilers import Profiler
 
 from dynamo_lightning.distributed import gather_objects, rank
 
-PHASES = ("start", "sync", "generate", "reward", "score", "update")
+PHASES = ("start", "sync", "generate", "reward", "logprobs", "update")
 
 
 def toss(prompt: str, response: str, answer: str) -> float:

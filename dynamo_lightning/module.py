@@ -2,7 +2,7 @@
 
 One Lightning batch is one RL iteration: the global `PromptBatch` comes in with its group sizes; rollouts, rewards,
 advantages and updates all happen in `training_step` (manual optimization). Every rank gets the same batch, samples its
-share of the rollouts and learns from it; the outcomes are gathered, so that statistics, advantages and denominators are
+share of the rollouts and trains on it; the outcomes are gathered, so that statistics, advantages and denominators are
 global.
 """
 
@@ -12,6 +12,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -49,13 +50,15 @@ from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of
 from dynamo_lightning.runs.progress import keep_counters, mend_epochs
 from dynamo_lightning.runs.schedule import apply_options
 from dynamo_lightning.runs.trainer_checks import check_data_module, check_trainer, check_validation_interval
-from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
-from dynamo_lightning.types import IterationRecord, PromptBatch, merge_parts
+from dynamo_lightning.types import Collected, PromptBatch
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
+from dynamo_lightning.update.plan import passes_per_rollout
+from dynamo_lightning.update.record import iteration_record
 from dynamo_lightning.update.sampling_check import sampling_tolerance
-from dynamo_lightning.update.scoring import passes_per_rollout, scoring_pass
-from dynamo_lightning.update.steps import PolicyHolder, update_policy
+from dynamo_lightning.update.settings import UpdateSettings
+from dynamo_lightning.update.steps import TrainedPolicy
+from dynamo_lightning.update.updater import PolicyUpdater
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +77,7 @@ class CloseOnException(L.Callback):
             rank_zero_warn(f"not everything could be closed: {error}")
 
 
-class PolicyModule(EvaluationLoops, PolicyHolder):
+class PolicyModule(EvaluationLoops):
     """A causal language model trained by reinforcement learning with verifiable rewards.
 
     Args:
@@ -86,8 +89,8 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             answer, **columns) -> float`, or a list of rewards and functions, which are added.
         scoring: The processes in which rewards are computed.
         loss: The policy loss.
-        updates: How a batch of rollouts is learnt from.
-        dynamic_sampling: Go on with further prompts of the epoch until enough groups teach something (DAPO); `null`
+        updates: Options of training on a batch of rollouts.
+        dynamic_sampling: Go on with further prompts of the epoch until enough groups have a signal (DAPO); `null`
             takes each batch as it is.
         one_step_off: Sample the next batch while the policy learns from the running one, from weights that are one RL
             iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerEngine`.
@@ -150,6 +153,11 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
         self.optimizer_offload = OptimizerOffload()
         self.loss = loss
         self.update_config = updates
+        settings = UpdateSettings(loss, sampling.max_response_length, updates, sampling.temperature)
+        settings = replace(
+            settings, uses_external_engine=generator.uses_external_engine, gradient_clip_val=gradient_clip_val
+        )
+        self.updater = PolicyUpdater(settings)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_clip_val = gradient_clip_val
@@ -249,7 +257,7 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
             torch.nn.Module.to(reference, self.device)
 
     def on_train_start(self) -> None:
-        """Find the layout of sequences in which scored log-probabilities are the policy's own."""
+        """Find the layout of sequences in which the update's log-probabilities are the policy's own."""
         assert self.policy is not None
         set_training_mode(self.policy)
         with self.trainer.precision_plugin.forward_context():
@@ -270,56 +278,56 @@ class PolicyModule(EvaluationLoops, PolicyHolder):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
+        assert self.policy is not None
         self.seconds = {}
+        collected, age, staleness = self.collect(batch)
+        tolerance = sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age)
+        rollouts = join(collected, self.loss.advantage)
+        with self.phase("logprobs"):
+            experience = self.updater.prepare(self.policy, rollouts, self.reference(), tolerance)
+        with self.phase("update"):
+            result = self.updater.step(self.trained_policy(), experience)
+        limits = self.datamodule.min_rollouts, self.datamodule.max_rollouts
+        record = iteration_record(
+            collected, experience, result, staleness=staleness, size_limits=limits, seconds=self.seconds
+        )
+        self.log_metrics(record.metrics)
+        return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
+
+    def collect(self, batch: PromptBatch) -> tuple[Collected, int, dict[str, float]]:
+        """Rollouts and outcomes of the batch, the age of their weights in optimizer steps, and metrics of staleness."""
         assert self.policy is not None
         if not self.collector.ahead.has(batch):
             self.sync_generator()
             self.collector.ahead.version = self.global_step
-        found = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
+        collected = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
         age = self.global_step - self.collector.ahead.version
         staleness = self.begin_next_batch() if self.one_step_off else {}
         self.rest_generator()
-        batch = merge_parts(found.parts)
-        rollout_batch = join(found, self.loss.advantage)
-        set_training_mode(self.policy)
-        with self.phase("score"):
-            experience = scoring_pass(
-                self.policy,
-                self.reference(),
-                rollout_batch,
-                self.loss,
-                self.update_config,
-                self.sampling.temperature,
-                self.collector.generator.uses_external_engine,
-                sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age),
-            )
-        with self.phase("update"):
-            result = update_policy(self, experience)
-        metrics = {
-            **rollout_metrics(batch, found.outcomes),
-            **found.metrics,
-            **staleness,
-            **allocation_metrics(batch, self.datamodule.min_rollouts, self.datamodule.max_rollouts),
-            **result.metrics,
-            **{f"timing_s/{phase}": seconds for phase, seconds in self.seconds.items()},
-        }
-        if result.gradient_norms:
-            metrics["grad_norm"] = sum(result.gradient_norms) / len(result.gradient_norms)
+        return collected, age, staleness
+
+    def trained_policy(self) -> TrainedPolicy:
+        """The policy with Lightning's optimizer, schedule, backward pass and wrapper."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert self.policy is not None and not isinstance(optimizer, list) and not isinstance(scheduler, list)
+        wrapped = self.trainer.strategy.model
+        return TrainedPolicy(self.policy, optimizer, scheduler, self.manual_backward, wrapped, self.gradient_scaler)
+
+    @property
+    def gradient_scaler(self) -> Any:
+        """The gradient scaler of `16-mixed`; `None` in other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient, which Lightning's precision plugin has unscaled by now."""
+        assert self.policy is not None
+        self.updater.clipping.clip(self.policy, self.global_step, self.gradient_scaler)
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of an iteration."""
         for name, value in metrics.items():
             shown = name in ("reward", "entropy", "grad_norm")
             self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown)
-        record = IterationRecord(
-            batch=batch,
-            outcomes=found.outcomes,
-            rollouts=found.rollouts,
-            entropy=metrics["entropy"],
-            gradient_norms=result.gradient_norms,
-            num_tokens=found.num_tokens,
-            factors=experience.modulated.factors,
-            seconds=dict(self.seconds),
-            metrics=metrics,
-        )
-        return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
 
     def reference(self) -> AbstractContextManager[PreTrainedModel] | None:
         """Gives the frozen policy of a KL term: a copy, or the policy without its adapters; `None` without a term."""

@@ -38,7 +38,8 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
 )
 """Pictures in `curves.png` beside the validation metrics: axis label, and legend by metric name."""
 
-TRAINING_PHASES = ("generate", "reward", "score", "update")
+TRAINING_PHASES = ("generate", "reward", "logprobs", "score", "update")
+"""Phases of an iteration; `score` is the name of `logprobs` in runs of version 0.1."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -193,7 +193,7 @@ def merge_parts(parts: Sequence[PromptBatch]) -> PromptBatch:
 
 @dataclass(frozen=True)
 class Collected:
-    """What an iteration sampled and will learn from."""
+    """What an iteration sampled and will be trained on."""
 
     parts: tuple[PromptBatch, ...]
     """One, or the pilot and the commit part; the same prompts in the same order."""
@@ -201,10 +201,10 @@ class Collected:
     """This rank's share of the rollouts of these prompts, about as many tokens as the others'."""
     outcomes: tuple[Outcome, ...]
     """All ranks' outcomes of these prompts; without those whose failed reward drops the rollout."""
-    spare: Rollout
+    filler: Rollout
     """Any rollout sampled on this rank."""
     num_tokens: int
-    """Prompt and response tokens of everything that was sampled, all ranks, also of what is not learnt from."""
+    """Prompt and response tokens of everything that was sampled, all ranks, also of what is not trained on."""
     metrics: Mapping[str, float]
     """Failed rewards, and how dynamic sampling went."""
 
@@ -228,9 +228,9 @@ class RolloutBatch:
     """Scored rollouts of each group, all ranks, `[num_groups]`, int64."""
     group_tokens: Tensor
     """Response tokens of each group, all ranks, `[num_groups]`, int64."""
-    group_teaches: Tensor
-    """Whether any rollout of the group, on any rank, has an advantage other than 0, `[num_groups]`, bool."""
-    spare: Rollout
+    group_has_signal: Tensor
+    """Groups of which a rollout, on any rank, has an advantage other than 0, `[num_groups]`, bool."""
+    filler: Rollout
     """Any rollout sampled on this rank: with weight 0 it keeps a rank in step that has fewer micro-batches."""
     iteration: int = 0
     """RL iterations finished before this one: with the rollout's key it seeds whatever the loss draws at random."""
@@ -258,12 +258,12 @@ class IterationRecord:
     entropy: float
     """Mean policy entropy over all response tokens before the update, nats."""
     gradient_norms: tuple[float, ...]
-    """Total gradient norm of each optimizer step, before clipping; empty if nothing was to be learnt."""
+    """Total gradient norm of each optimizer step, before clipping; empty if no rollout had a gradient."""
     num_tokens: int
     """Prompt and response tokens of the global batch."""
     factors: Mapping[str, Tensor]
     """By name the modulation factors of this rank's response tokens, `[num_tokens]` each."""
     seconds: Mapping[str, float]
-    """Wall-clock seconds of each phase: generate, reward, score, update."""
+    """Wall-clock seconds of each phase: generate, reward, logprobs, update."""
     metrics: Mapping[str, float]
     """Everything logged in this iteration, by metric name."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from dynamo_lightning.data.collate import collate
 from dynamo_lightning.data.templates import resolve_template
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.errors import MissingFileError, UserError
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dynamo_lightning.module import PolicyModule
-
-IGNORED = -100
-"""Label of tokens that are not learnt: prompts and padding."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,6 @@ def load_demonstrations(
     prompt_ids = tokenizer(prompts).input_ids
     response_ids = tokenizer(list(rows[demonstrations.response_column]), add_special_tokens=False).input_ids
     return [(p, [*r, tokenizer.eos_token_id]) for p, r in zip(prompt_ids, response_ids, strict=True)]
-
-
-def collate(rows: list[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and `labels` of the sequences, padded on the right, `[num_rows, longest]` each."""
-    longest = max(len(prompt) + len(response) for prompt, response in rows)
-    input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, (prompt, response) in enumerate(rows):
-        length = len(prompt) + len(response)
-        input_ids[row, :length] = torch.tensor(prompt + response)
-        attention_mask[row, :length] = 1
-        labels[row, len(prompt) : length] = torch.tensor(response)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 class SupervisedModule(L.LightningModule):

@@ -5,7 +5,7 @@ The policy is a random one of a few thousand parameters, as in all tests; the CP
 
 import pytest
 import torch
-from update_case import learn, make_module, make_scored, score
+from update_case import learn, make_joined, make_module, prepare
 
 from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.losses.policy_loss import PolicyLoss
@@ -57,7 +57,7 @@ def test_gradient_of_an_update(tiny_policy, make_prompt, make_batch, device, los
     gradients = []
     for place, kind, max_tokens in (("cpu", torch.float64, 1000), (device, dtype, 24)):
         module = make_module(tiny_policy, loss, kind, max_tokens_per_micro_batch=max_tokens).to(place)
-        gradient, _ = learn(module, score(module, make_scored(module, make_prompt, make_batch)))
+        gradient, _ = learn(module, prepare(module, make_joined(module, make_prompt, make_batch)))
         assert gradient.device.type == place
         gradients.append(gradient.double().cpu())
     exact, found = gradients
@@ -74,7 +74,7 @@ def test_options_of_the_policy_change_no_gradient(tiny_policy, make_prompt, make
         module = make_module(tiny_policy, dtype=torch.float32)
         module.policy = load_policy(tiny_policy, config)
         module.to(device)
-        gradient, _ = learn(module, score(module, make_scored(module, make_prompt, make_batch)))
+        gradient, _ = learn(module, prepare(module, make_joined(module, make_prompt, make_batch)))
         gradients.append(gradient)
     assert (gradients[1] - gradients[0]).norm() < 1e-4 * gradients[0].norm()
 

@@ -213,7 +213,7 @@ def read_right_responses(
     """
     import torch
 
-    from dynamo_lightning.warm_start import IGNORED, collate
+    from dynamo_lightning.data.collate import IGNORED, collate
 
     prompt_ids = tokenizer([chain.prompt for chain in chains]).input_ids
     response_ids = tokenizer([chain.answer for chain in chains], add_special_tokens=False).input_ids

@@ -1,6 +1,6 @@
 """Advantages from the rewards of a group: how much better a rollout did than its prompt's other rollouts.
 
-A group whose rewards are all equal teaches nothing relative to itself and gets exactly 0, which floating-point
+A group whose rewards are all equal has no signal relative to itself and gets exactly 0, which floating-point
 subtraction of a mean does not always give; the policy update relies on that to skip its rollouts. An advantage without
 a baseline says so, and its groups are left alone.
 """
@@ -31,7 +31,7 @@ def group_sums(values: Tensor, group_indices: Tensor, num_groups: int) -> Tensor
 
 
 def has_equal_rewards(rewards: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
-    """Whether all rewards of a group are equal, `[num_groups]`, bool; true for an empty group."""
+    """Groups whose rewards are all equal, `[num_groups]`, bool; true for an empty group."""
     empty = torch.zeros(num_groups, dtype=rewards.dtype, device=rewards.device)
     highest = empty.scatter_reduce(0, group_indices, rewards, "amax", include_self=False)
     lowest = empty.scatter_reduce(0, group_indices, rewards, "amin", include_self=False)
@@ -42,7 +42,7 @@ class Advantage(ABC):
     """How rewards become advantages."""
 
     equal_rewards_give_zero: ClassVar[bool] = True
-    """Whether a group whose rewards are all equal gets 0: so it is wherever a rollout is compared with its group."""
+    """True if a group whose rewards are all equal gets 0: so it is wherever a rollout is compared with its group."""
 
     def __call__(self, rewards: Tensor, group_indices: Tensor) -> Tensor:
         """Advantage of each rollout.
@@ -115,7 +115,7 @@ class WReinforce(Advantage):
     """W-REINFORCE: λ for a right response, −1 for a wrong one, whatever the others of its group did (arXiv 2506.01347).
 
     Mostly suppresses what is wrong and lets the probability go wherever the policy's own beliefs put it. There is no
-    baseline: a group whose rewards are all equal teaches as well, and nothing is skipped.
+    baseline: a group whose rewards are all equal is trained on as well, and nothing is skipped.
 
     Args:
         positive_weight: λ; 1 is REINFORCE with rewards ±1, 0 learns from wrong responses alone.

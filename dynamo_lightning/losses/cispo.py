@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.surrogate import Surrogate, clip_indicators
@@ -32,8 +33,8 @@ class CISPO(Surrogate):
         self.max_ratio = max_ratio
         self.min_ratio = min_ratio
 
+    @override
     def __call__(self, importance_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """See the base class."""
         values = importance_ratio.detach()
         weight = values.clamp(self.min_ratio, self.max_ratio)
         # r / sg[r] is 1 with the gradient of log π. The floor keeps a ratio that underflowed from giving 0 / 0.

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.penalty import Penalty
-from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 
 def token_covariance(logprobs: Tensor, advantages: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
@@ -81,42 +82,28 @@ class ClipCov(Modulation):
         self.covariance_low = covariance_low
         self.covariance_high = covariance_high
 
-    def __call__(
-        self,
-        statistics: TokenStatistics,
-        advantages: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        *,
-        token_keys: Callable[[], Tensor] | None = None,
-        update_sizes: Tensor | None = None,
-    ) -> ModulatedAdvantages:
-        """See the base class."""
-        assert token_keys is not None
-        covariance = token_covariance(statistics.logprobs, advantages, gather)
+    @override
+    def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:
+        covariance = token_covariance(inputs.statistics.logprobs, inputs.advantages, inputs.gather)
         in_band = (covariance > self.covariance_low) & (covariance < self.covariance_high)
-        number = max(1, int(self.clipped_share * len(gather(covariance))))
-        clipped = choose_tokens(in_band, number, token_keys(), gather)
+        number = max(1, int(self.clipped_share * len(inputs.gather(covariance))))
+        clipped = choose_tokens(in_band, number, inputs.keys(), inputs.gather)
         return ModulatedAdvantages(
-            advantages.masked_fill(clipped, 0.0),
+            inputs.advantages.masked_fill(clipped, 0.0),
             indicators={"mod/frac_clip_cov": clipped.float(), "mod/frac_in_band": in_band.float()},
             candidates=in_band,
         )
 
+    @override
     def at_later_step(
-        self,
-        modulated: ModulatedAdvantages,
-        advantages: Tensor,
-        is_clipped: Tensor,
-        takes_part: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        token_keys: Callable[[], Tensor],
+        self, inputs: ModulationInputs, modulated: ModulatedAdvantages, *, is_clipped: Tensor, in_step: Tensor
     ) -> Tensor:
-        """As many tokens of the step as were chosen in it, among the candidates that the surrogate does not clip."""
+        # As many tokens of the step as were chosen in it, among the candidates that the surrogate does not clip.
         assert modulated.candidates is not None
-        chosen = modulated.indicators["mod/frac_clip_cov"].bool() & takes_part
-        number = int(gather(chosen.long()).sum())
-        candidates = modulated.candidates & takes_part & ~is_clipped
-        return advantages.masked_fill(choose_tokens(candidates, number, token_keys(), gather), 0.0)
+        chosen = modulated.indicators["mod/frac_clip_cov"].bool() & in_step
+        number = int(inputs.gather(chosen.long()).sum())
+        candidates = modulated.candidates & in_step & ~is_clipped
+        return inputs.advantages.masked_fill(choose_tokens(candidates, number, inputs.keys(), inputs.gather), 0.0)
 
 
 class KLCov(Penalty):
@@ -148,28 +135,23 @@ class KLCov(Penalty):
         self.coefficient = coefficient
         self.smoothing = smoothing
 
-    def marks(
-        self,
-        statistics: TokenStatistics,
-        advantages: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        token_keys: Callable[[], Tensor],
-    ) -> Tensor:
+    @override
+    def token_selection(self, inputs: ModulationInputs) -> Tensor:
         """1 for the tokens that are penalized, 0 for the others."""
-        covariance = token_covariance(statistics.logprobs, advantages, gather)
-        everything = gather(covariance)
+        covariance = token_covariance(inputs.statistics.logprobs, inputs.advantages, inputs.gather)
+        everything = inputs.gather(covariance)
         number = max(1, int(self.penalised_share * len(everything)))
         smallest = everything.kthvalue(len(everything) - number + 1).values
         above = covariance > smallest
         # Equal covariances are common, all are 0 when no advantage differs: chance decides, not the order of tokens.
         open_places = number - int((everything > smallest).sum())
-        chosen = above | choose_tokens(covariance == smallest, open_places, token_keys(), gather)
+        chosen = above | choose_tokens(covariance == smallest, open_places, inputs.keys(), inputs.gather)
         return chosen.float()
 
-    def __call__(self, log_ratio: Tensor, marks: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """See the base class."""
-        assert marks is not None
+    @override
+    def __call__(self, log_ratio: Tensor, token_selection: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        assert token_selection is not None
         # √(x² + ε²) − ε without its cancellation.
         root = (log_ratio.square() + self.smoothing**2).sqrt()
-        penalty = self.coefficient * log_ratio.square() / (root + self.smoothing) * marks
+        penalty = self.coefficient * log_ratio.square() / (root + self.smoothing) * token_selection
         return penalty, {"kl_cov": penalty}

@@ -75,7 +75,7 @@ def engine_weights(
     """Importance weights `π_old(a) / π_engine(a)` of sampled tokens, cut as the configuration says.
 
     Args:
-        old_logprobs: Of the scoring pass, nats, `[num_tokens]`.
+        old_logprobs: Of the trained policy, at the weights that sampled the tokens, nats, `[num_tokens]`.
         engine_logprobs: Of the engine that sampled the tokens, nats, `[num_tokens]`.
         sequence_indices: Which response a token belongs to, `[num_tokens]`, int64 from 0; all tokens of a response.
         config: Level, method and cap.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
-from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 
 
 class EntropyAdvantages(Modulation):
     """Adds the entropy to the advantage, bounded so that its sign stays: `A + min(α H, |A| / κ)` (arXiv 2506.14758).
 
-    H is detached: the entropy decides how much is learnt, it is not itself made larger.
+    H is detached: the entropy scales the update, it is not itself made larger.
 
     Args:
         alpha: α, per nat; the authors take 0.4 with GRPO and 0.1 with PPO.
@@ -31,17 +29,10 @@ class EntropyAdvantages(Modulation):
         self.alpha = alpha
         self.kappa = kappa
 
-    def __call__(
-        self,
-        statistics: TokenStatistics,
-        advantages: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        *,
-        token_keys: Callable[[], Tensor] | None = None,
-        update_sizes: Tensor | None = None,
-    ) -> ModulatedAdvantages:
-        """See the base class."""
-        bonus = torch.minimum(self.alpha * statistics.entropy, advantages.abs() / self.kappa)
+    @override
+    def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:
+        advantages = inputs.advantages
+        bonus = torch.minimum(self.alpha * inputs.statistics.entropy, advantages.abs() / self.kappa)
         return ModulatedAdvantages(
             advantages + bonus, factors={"entropy_bonus": bonus}, indicators={"mod/entropy_bonus_mean": bonus}
         )

@@ -1,14 +1,12 @@
-"""Fork tokens: learn only where the policy hesitates (arXiv 2506.01939)."""
+"""Fork tokens: train only on tokens at which the policy hesitates (arXiv 2506.01939)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation, nearest_rank_quantile
-from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 
 
 class ForkTokens(Modulation):
@@ -31,17 +29,10 @@ class ForkTokens(Modulation):
             raise UserError(f"fork tokens need fork_share in (0, 1], got {fork_share}")
         self.fork_share = fork_share
 
-    def __call__(
-        self,
-        statistics: TokenStatistics,
-        advantages: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        *,
-        token_keys: Callable[[], Tensor] | None = None,
-        update_sizes: Tensor | None = None,
-    ) -> ModulatedAdvantages:
-        """See the base class."""
-        threshold = -nearest_rank_quantile(-gather(statistics.entropy), self.fork_share)
-        is_fork = statistics.entropy >= threshold
+    @override
+    def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:
+        entropy = inputs.statistics.entropy
+        threshold = -nearest_rank_quantile(-inputs.gather(entropy), self.fork_share)
+        is_fork = entropy >= threshold
         indicators = {"mod/frac_fork_tokens": is_fork.float()}
-        return ModulatedAdvantages(advantages * is_fork, indicators=indicators, kept=is_fork)
+        return ModulatedAdvantages(inputs.advantages * is_fork, indicators=indicators, kept=is_fork)

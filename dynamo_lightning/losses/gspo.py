@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.losses.surrogate import ClippedSurrogate
 
@@ -28,8 +29,8 @@ class GSPO(ClippedSurrogate):
         self.sequence_clip_low = sequence_clip_low
         self.sequence_clip_high = sequence_clip_high
 
+    @override
     def importance_ratio(self, log_ratio: Tensor, sequence_indices: Tensor | None) -> Tensor:
-        """`s_it`; see the base class."""
         assert sequence_indices is not None
         values = log_ratio.detach()
         num_sequences = int(sequence_indices.max()) + 1 if len(sequence_indices) else 0

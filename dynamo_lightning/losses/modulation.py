@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 NormaliserKind = Literal["quantile", "max"]
@@ -31,8 +33,8 @@ NormaliserScope = Literal["batch", "micro_batch"]
 def entropy_change(statistics: TokenStatistics, advantages: Tensor) -> Tensor:
     """First-order change of the policy's entropy at a token under a step along its own policy gradient.
 
-    `ΔH = −ξ [π(a) Λ(a) − Σ_k π_k² Λ_k]` with `Λ = log π + H` and ξ the token's advantage: the scoring pass has
-    importance ratio 1 and clips nothing. The change per unit of step size on the token's logits.
+    `ΔH = −ξ [π(a) Λ(a) − Σ_k π_k² Λ_k]` with `Λ = log π + H` and ξ the token's advantage: the policy that
+    sampled the tokens has importance ratio 1 and clips nothing. The change per unit of step size on the token's logits.
 
     Args:
         statistics: Of the policy that sampled the tokens, `[num_tokens]` each.
@@ -122,67 +124,40 @@ class ModulatedAdvantages:
 class Modulation(ABC):
     """How token advantages are changed before the surrogate sees them.
 
-    Called once for each batch of rollouts, in the scoring pass, unless `is_recomputed`.
+    Called once for each batch of rollouts, before its first update, unless `is_recomputed`.
     """
 
     vanishes_without_advantage: ClassVar[bool] = True
-    """Whether a token whose advantage is 0 keeps it, so that updates may skip its rollout."""
+    """True if a token whose advantage is 0 keeps it, so that updates may skip its rollout."""
 
     # A method and no property: a default made by jsonargparse's `lazy_instance` is set up when a method is called.
     def is_recomputed(self) -> bool:
-        """Whether it is called on each micro-batch of an update instead.
+        """True if it is called on each micro-batch of an update instead.
 
         The result then depends on how micro-batches are cut, and no rollout is skipped: all have a say in it.
         """
         return False
 
     @abstractmethod
-    def __call__(
-        self,
-        statistics: TokenStatistics,
-        advantages: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        *,
-        token_keys: Callable[[], Tensor] | None = None,
-        update_sizes: Tensor | None = None,
-    ) -> ModulatedAdvantages:
-        """Modulate the advantages of this rank's tokens.
-
-        Args:
-            statistics: Of the policy that sampled the tokens, detached, `[num_tokens]` each; of the current policy and
-                the micro-batch's tokens if `is_recomputed`.
-            advantages: Raw advantage of each token's rollout, `[num_tokens]`.
-            gather: Gives the values of all ranks for the values of this one; called equally often on every rank.
-            token_keys: Gives a random number for each token, `[num_tokens]`, int64, not negative: the same however
-                the batch is cut and spread, new in every iteration. `None` if `is_recomputed`.
-            update_sizes: ξ, the derivative of each token's objective by log π, `[num_tokens]`: `I_clip r A`. `None` in
-                the scoring pass, where it is the advantage.
-        """
+    def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:
+        """Modulate the advantages of this rank's tokens, or of a micro-batch's if `is_recomputed`."""
 
     def at_later_step(
-        self,
-        modulated: ModulatedAdvantages,
-        advantages: Tensor,
-        is_clipped: Tensor,
-        takes_part: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        token_keys: Callable[[], Tensor],
+        self, inputs: ModulationInputs, modulated: ModulatedAdvantages, *, is_clipped: Tensor, in_step: Tensor
     ) -> Tensor:
         """Token advantages of an optimizer step after the first of a batch, where they depend on what is clipped.
 
-        Called only if the scoring pass returned `candidates`.
+        Called only if the first call returned `candidates`.
 
         Args:
-            modulated: Result of the scoring pass.
-            advantages: Raw advantages, `[num_tokens]`.
+            inputs: Those of the first call, at the policy that sampled the tokens.
+            modulated: Its result.
             is_clipped: Tokens that get no gradient because the surrogate clips them at the current policy,
                 `[num_tokens]`, bool.
-            takes_part: Tokens of this step, `[num_tokens]`, bool.
-            gather: Gives the values of all ranks for the values of this one; called equally often on every rank.
-            token_keys: The random numbers of the scoring pass.
+            in_step: Tokens of this step, `[num_tokens]`, bool.
 
         Returns:
-            `[num_tokens]`; those of the scoring pass, as here, if the modulation does not look at clipping.
+            `[num_tokens]`; those of the first call, as here, if the modulation does not look at clipping.
         """
         return modulated.advantages
 
@@ -202,8 +177,8 @@ class DynamoModulation(Modulation):
             the smallest value that a share q of the values does not exceed; below `1 / (1 − q)` values (100 at the
             default) that is the maximum.
         scope: Over which tokens they are taken: the whole `batch`, at the policy that sampled it, or each
-            `micro_batch` of an update anew, at the current policy, as in the paper's code; what is learnt then depends
-            on micro-batches and ranks, and nothing is skipped.
+            `micro_batch` of an update anew, at the current policy, as in the paper's code; the gradient then depends on
+            micro-batches and ranks, and nothing is skipped.
     """
 
     def __init__(
@@ -232,22 +207,16 @@ class DynamoModulation(Modulation):
         self.upper_share = quantile if normaliser == "quantile" else 1.0
         self.scope = scope
 
+    @override
     def is_recomputed(self) -> bool:
-        """With `scope: micro_batch`."""
         return self.scope == "micro_batch"
 
-    def __call__(
-        self,
-        statistics: TokenStatistics,
-        advantages: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        *,
-        token_keys: Callable[[], Tensor] | None = None,
-        update_sizes: Tensor | None = None,
-    ) -> ModulatedAdvantages:
-        """See the base class; the normalisers are taken over all response tokens that `gather` reaches."""
-        change = entropy_change(statistics, advantages if update_sizes is None else update_sizes)
-        all_entropies, all_changes = gather(statistics.entropy), gather(change.abs())
+    @override
+    def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:
+        # The normalisers are taken over all response tokens that `gather` reaches.
+        statistics, advantages = inputs.statistics, inputs.advantages
+        change = entropy_change(statistics, inputs.sizes)
+        all_entropies, all_changes = inputs.gather(statistics.entropy), inputs.gather(change.abs())
         moved = all_changes[all_changes > 0]
         compensation = compensation_factor(
             statistics.entropy,

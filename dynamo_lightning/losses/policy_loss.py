@@ -17,6 +17,7 @@ from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.advantages import RLOO, Advantage
 from dynamo_lightning.losses.engine_mismatch import EngineMismatch
 from dynamo_lightning.losses.modulation import DynamoModulation, Modulation
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, Surrogate
 from dynamo_lightning.losses.token_statistics import TokenStatistics
@@ -37,7 +38,7 @@ class LossInputs:
     """What the loss needs besides the current statistics; all `[num_tokens]`, without gradient."""
 
     old_logprobs: Tensor | None
-    """log π_old(a) from the scoring pass, nats; `None` where the policy has not moved since it sampled."""
+    """log π_old(a) of the policy that sampled the tokens, nats; `None` where it has not moved since."""
     advantages: Tensor
     """Final token advantages, modulated; raw ones if the modulation is recomputed."""
     weights: Tensor
@@ -46,8 +47,8 @@ class LossInputs:
     """log π_ref(a), nats; only with a KL term."""
     sequence_indices: Tensor | None = None
     """Which rollout a token belongs to, int64, any numbers from 0; a micro-batch holds whole rollouts."""
-    marks: Tensor | None = None
-    """What the penalty's `marks` returned in the scoring pass; only with a penalty that has some."""
+    token_selection: Tensor | None = None
+    """What the penalty's `token_selection` returned; only with a penalty that selects tokens."""
 
     def __getitem__(self, tokens: slice | Tensor) -> LossInputs:
         """Those of some of the tokens."""
@@ -90,8 +91,13 @@ class PolicyLoss:
             raise UserError(f"model.loss.kl_coefficient must not be negative, got {self.kl_coefficient}")
 
     @property
+    def batch_modulation(self) -> Modulation | None:
+        """The modulation if it is computed once for a batch of rollouts, else `None`."""
+        return None if self.modulation is None or self.modulation.is_recomputed() else self.modulation
+
+    @property
     def vanishes_without_advantage(self) -> bool:
-        """Whether a rollout of advantage 0 adds nothing to the gradient, so that the update may skip it."""
+        """True if a rollout of advantage 0 adds nothing to the gradient, so that the update may skip it."""
         parts = [part for part in (self.modulation, self.surrogate, self.penalty) if part is not None]
         every_rollout_counts = self.modulation is not None and self.modulation.is_recomputed()
         no_terms = self.entropy_coefficient == 0 and self.kl_coefficient == 0
@@ -99,7 +105,7 @@ class PolicyLoss:
 
     @property
     def couples_tokens(self) -> bool:
-        """Whether a token's share of the loss depends on other tokens of its micro-batch."""
+        """True if a token's share of the loss depends on other tokens of its micro-batch."""
         is_recomputed = self.modulation is not None and self.modulation.is_recomputed()
         penalty_couples = self.penalty is not None and self.penalty.couples_tokens
         return self.surrogate.couples_tokens or penalty_couples or is_recomputed
@@ -125,7 +131,7 @@ class PolicyLoss:
         advantages, indicators = inputs.advantages, {}
         if self.modulation is not None and self.modulation.is_recomputed():
             sizes = self.update_sizes(log_ratio.detach(), inputs)
-            modulated = self.modulation(statistics.detach(), advantages, lambda values: values, update_sizes=sizes)
+            modulated = self.modulation(ModulationInputs(statistics.detach(), advantages, update_sizes=sizes))
             advantages, indicators = modulated.advantages, dict(modulated.indicators)
         importance_ratio = self.surrogate.importance_ratio(log_ratio, inputs.sequence_indices)
         objective, more_indicators = self.surrogate(importance_ratio, advantages)
@@ -133,7 +139,7 @@ class PolicyLoss:
         loss = -(inputs.weights * objective).sum()
         values = {"policy_loss": loss}
         if self.penalty is not None:
-            penalty, more_indicators = self.penalty(log_ratio, inputs.marks)
+            penalty, more_indicators = self.penalty(log_ratio, inputs.token_selection)
             indicators.update(more_indicators)
             loss = loss + (inputs.weights * penalty).sum()
         values.update({name: value.sum() / num_tokens for name, value in indicators.items()})
@@ -143,7 +149,7 @@ class PolicyLoss:
             divergence = k3_divergence(statistics.logprobs, inputs.reference_logprobs)
             loss = loss + self.kl_coefficient * (inputs.weights * divergence).sum()
             values["kl"] = divergence.sum() / num_tokens
-        if inputs.old_logprobs is None:  # the scoring pass has left these tokens to the update
+        if inputs.old_logprobs is None:  # these tokens have no other forward pass
             values["entropy"] = statistics.entropy.sum() / num_tokens
         values["loss"] = loss
         return loss, {name: torch.as_tensor(value).detach() for name, value in values.items()}

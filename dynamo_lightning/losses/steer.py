@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation import ModulatedAdvantages, Modulation
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 
@@ -55,19 +56,11 @@ class Steer(Modulation):
         self.exponent = exponent
         self.smallest_change = smallest_change
 
-    def __call__(
-        self,
-        statistics: TokenStatistics,
-        advantages: Tensor,
-        gather: Callable[[Tensor], Tensor],
-        *,
-        token_keys: Callable[[], Tensor] | None = None,
-        update_sizes: Tensor | None = None,
-    ) -> ModulatedAdvantages:
-        """See the base class."""
-        change = steer_entropy_change(statistics, advantages, self.exponent).abs()
-        decay = -math.log(self.min_weight) / max(float(gather(change).max()), self.smallest_change)
+    @override
+    def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:
+        change = steer_entropy_change(inputs.statistics, inputs.advantages, self.exponent).abs()
+        decay = -math.log(self.min_weight) / max(float(inputs.gather(change).max()), self.smallest_change)
         weight = (-decay * change).exp()
         return ModulatedAdvantages(
-            advantages * weight, factors={"steer_weight": weight}, indicators={"mod/steer_weight_mean": weight}
+            inputs.advantages * weight, factors={"steer_weight": weight}, indicators={"mod/steer_weight_mean": weight}
         )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
 
@@ -16,10 +17,10 @@ class Surrogate(ABC):
     """Objective of each token as a function of its importance ratio and advantage."""
 
     vanishes_without_advantage: ClassVar[bool] = True
-    """Whether the objective is 0 wherever the advantage is, so that updates may skip such rollouts."""
+    """True if the objective is 0 wherever the advantage is, so that updates may skip such rollouts."""
 
     couples_tokens: ClassVar[bool] = False
-    """Whether a token's objective depends on other tokens of its rollout; then it is not evaluated chunk by chunk. A
+    """True if a token's objective depends on other tokens of its rollout; then it is not evaluated chunk by chunk. A
     class that overrides `importance_ratio` is taken to, unless it says otherwise."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -85,8 +86,8 @@ class ClippedSurrogate(Surrogate):
         self.clip_high = clip_high
         self.dual_clip = dual_clip
 
+    @override
     def __call__(self, importance_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """See the base class."""
         clipped = importance_ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
         objective = torch.minimum(importance_ratio * advantages, clipped * advantages)
         if self.dual_clip is not None:
@@ -100,6 +101,6 @@ class ClippedSurrogate(Surrogate):
 class UnclippedSurrogate(Surrogate):
     """Plain importance sampling: `r A`. What holds the policy back has to be elsewhere, as the penalty of KL-Cov is."""
 
+    @override
     def __call__(self, importance_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """See the base class."""
         return importance_ratio * advantages, {}

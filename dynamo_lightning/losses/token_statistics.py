@@ -51,7 +51,7 @@ def statistics_from_logits(
     Args:
         logits: `[num_tokens, vocab_size]`, already divided by the temperature.
         targets: Sampled tokens, `[num_tokens]`.
-        entropy_gradient: Whether entropies and Σπ²Λ carry gradients as well; log-probabilities always do.
+        entropy_gradient: Entropies and Σπ²Λ carry gradients as well; log-probabilities always do.
 
     Returns:
         log-probabilities, entropies and Σπ²Λ, each `[num_tokens]`, in float32 (float64 for float64 logits).
@@ -93,7 +93,7 @@ def token_statistics(
         head_bias: `[vocab_size]`, if the head has one.
         temperature: Divides the logits, as it did when the tokens were sampled.
         softcap: `c` of models that pass logits through `c · tanh(logits / c)`.
-        entropy_gradient: Whether entropies and Σπ²Λ carry gradients as well; where they only enter detached factors,
+        entropy_gradient: Entropies and Σπ²Λ carry gradients as well; where they only enter detached factors,
             their gradient would be time for nothing.
         max_logits_bytes: Bound on the memory of the logits held at once and of what they are worked on in; at least
             one token's are held.
@@ -139,7 +139,7 @@ def chunked_loss(
         head_bias: `[vocab_size]`, if the head has one.
         temperature: Divides the logits.
         softcap: `c` of `c · tanh(logits / c)`.
-        entropy_gradient: Whether the loss is differentiated through entropies and Σπ²Λ as well.
+        entropy_gradient: The loss is differentiated through entropies and Σπ²Λ as well.
         max_logits_bytes: Bound on the memory of a chunk.
 
     Returns:
@@ -188,7 +188,7 @@ def make_tiling(
         temperature: Divides the logits.
         softcap: `c` of `c · tanh(logits / c)`.
         max_logits_bytes: The bound.
-        whole_rows: Whether a token's logits are held whole, or a tile of them.
+        whole_rows: A token's logits are held whole, instead of a tile of them.
 
     Raises:
         UserError: If the bound is not positive.

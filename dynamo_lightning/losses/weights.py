@@ -69,7 +69,7 @@ def counted_groups(group_sizes: Tensor, *, needs_others: bool) -> Tensor:
 
     Args:
         group_sizes: Rollouts left in each group of the optimizer step, all ranks, `[num_groups]`, int64.
-        needs_others: The advantage compares a rollout with its group, so that a group of one teaches nothing.
+        needs_others: The advantage compares a rollout with its group, so that a group of one has no signal.
 
     Returns:
         `[num_groups]`, bool: groups of two or more, or where there are none (only an entropy or KL term is left to

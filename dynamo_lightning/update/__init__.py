@@ -1,1 +1,1 @@
-"""From rollouts with advantages to a better policy: the scoring pass, then the optimizer steps."""
+"""From rollouts with advantages to a better policy: their log-probabilities, then the optimizer steps."""

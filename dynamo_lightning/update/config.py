@@ -1,4 +1,4 @@
-"""How a batch of rollouts is learnt from: the section `model.updates` of a config."""
+"""Options of training on a batch of rollouts: the section `model.updates` of a config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How a batch of rollouts is learnt from."""
+    """Options of training on a batch of rollouts."""
 
     num_mini_batches: int = 1
     """Optimizer steps per pass over the batch; each takes the same number of whole prompts."""

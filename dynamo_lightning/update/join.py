@@ -44,6 +44,6 @@ def join(collected: Collected, advantage: Advantage) -> RolloutBatch:
         group_shares=torch.tensor([plan.share for plan in plans], dtype=torch.float64),
         group_sizes=empty.index_add(0, group_indices, torch.ones_like(lengths)),
         group_tokens=empty.index_add(0, group_indices, lengths),
-        group_teaches=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
-        spare=collected.spare,
+        group_has_signal=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
+        filler=collected.filler,
     )

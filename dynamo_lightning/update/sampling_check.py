@@ -1,4 +1,4 @@
-"""The tripwire of every iteration: the log-probabilities that sampled the tokens against those that score them.
+"""The tripwire of every iteration: the log-probabilities of sampling against those of training.
 
 Both are the same policy's, computed in two ways: token by token with a cache, and packed in one pass. If they differ by
 more than rounding, one of them is wrong (an attention kernel, positions, dropout, scaled logits, stale weights), and
@@ -31,7 +31,7 @@ METRIC = "sampling/sampling_logp_difference"
 
 @dataclass(frozen=True)
 class LogpDifference:
-    """Sum, largest and number of `|log π_scored − log π_sampled|` of some response tokens, nats."""
+    """Sum, largest and number of `|log π_trained − log π_sampled|` of some response tokens, nats."""
 
     total: float = 0.0
     largest: float = 0.0
@@ -44,11 +44,11 @@ class LogpDifference:
         )
 
     @classmethod
-    def of(cls, scored: Tensor, sampled: Tensor) -> LogpDifference:
+    def of(cls, trained: Tensor, sampled: Tensor) -> LogpDifference:
         """Of these tokens, `[num_tokens]` each."""
-        if not len(scored):
+        if not len(trained):
             return cls()
-        difference = (scored.detach().double() - sampled.to(scored.device, torch.float64)).abs()
+        difference = (trained.detach().double() - sampled.to(trained.device, torch.float64)).abs()
         return cls(float(difference.sum()), float(difference.max()), len(difference))
 
 
@@ -74,8 +74,8 @@ def sampling_tolerance(
     Args:
         configured: `model.sampling.logp_tolerance`; `None` takes the default of the coarser precision.
         generator: The engine that sampled the tokens.
-        policy: Scores them; called in the precision context of training.
-        staleness: Optimizer steps between the weights that sampled and those that score.
+        policy: The policy under training; called in the precision context of training.
+        staleness: Optimizer steps between the weights that sampled and those of now.
     """
     if staleness or not generator.samples_from_policy:
         return None
@@ -88,7 +88,7 @@ def sampling_tolerance(
 
 
 def check_difference(difference: LogpDifference, tolerance: float | None, policy: PreTrainedModel) -> None:
-    """Stop a run whose sampled and scored log-probabilities are not the same policy's.
+    """Stop a run whose log-probabilities of sampling and of training are not the same policy's.
 
     Args:
         difference: Over all ranks.
@@ -102,7 +102,7 @@ def check_difference(difference: LogpDifference, tolerance: float | None, policy
     if tolerance is None or mean <= tolerance:
         return
     raise RunError(
-        f"the log-probabilities with which responses were sampled differ from those of the scoring pass by {mean:.1e} "
+        f"the log-probabilities with which responses were sampled differ from those of training by {mean:.1e} "
         f"nats on average, {difference.largest:.1e} at most (model.sampling.logp_tolerance allows {tolerance:.0e} on "
         f"average): {type(policy).__name__} with attention kernel {policy.config._attn_implementation!r} does not "
         "compute the same token by token as in one pass, so every gradient would be wrong, and no step is taken. Try "

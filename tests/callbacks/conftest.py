@@ -49,7 +49,7 @@ def make_record(
         )
         for o in outcomes
     )
-    seconds = {"generate": 0.4, "reward": 0.1, "score": 0.2, "update": 0.3}
+    seconds = {"generate": 0.4, "reward": 0.1, "logprobs": 0.2, "update": 0.3}
     return IterationRecord(
         batch=batch,
         outcomes=outcomes,

@@ -49,7 +49,7 @@ def test_report_holds_before_and_after_seconds_and_files(train, script, capsys):
     # the scripted metric is 0.5 plus the iterations trained
     assert report["before"]["val/toy/pass@1"] == 0.5 and report["before"]["val/toy/pass@1_low"] == pytest.approx(0.4)
     assert report["after"]["val/toy/pass@1"] == 4.5 and report["validated_at"] == report["iterations"] == 4
-    phases = {"setup", "generate", "reward", "score", "update", "validation", "checkpoint", "other"}
+    phases = {"setup", "generate", "reward", "logprobs", "update", "validation", "checkpoint", "other"}
     assert report["seconds"].keys() == phases
     assert report["seconds"]["generate"] == pytest.approx(4 * 0.4)
     assert report["seconds"]["checkpoint"] > 0 and report["seconds"]["validation"] > 0

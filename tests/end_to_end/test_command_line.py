@@ -28,7 +28,7 @@ def test_fit_trains_and_reports(config, summary, capsys):
         "val/sums/pass@1", "val/sums/pass@1_low", "val/sums/pass@1_high",
         "val/sums/reward", "val/sums/reward_low", "val/sums/reward_high",
     }  # fmt: skip
-    assert {"generate", "reward", "score", "update", "validation"} <= result["seconds"].keys()
+    assert {"generate", "reward", "logprobs", "update", "validation"} <= result["seconds"].keys()
     assert cli.trainer.global_step == 6
     printed = capsys.readouterr().out
     for command in ("fit", "test", "export"):
@@ -47,7 +47,7 @@ def test_logged_metrics_have_the_fields_names(config):
         "reward", "reward_std", "frac_reward_zero_std", "rewards/f/mean", "rewards/f/std", "completions/mean_length",
         "completions/min_length", "completions/max_length", "completions/clipped_ratio", "entropy", "policy_loss",
         "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "grad_norm", "timing_s/generate",
-        "timing_s/reward", "timing_s/score", "timing_s/update", "alloc/n_mean", "alloc/n_min", "alloc/n_max",
+        "timing_s/reward", "timing_s/logprobs", "timing_s/update", "alloc/n_mean", "alloc/n_min", "alloc/n_max",
         "alloc/budget", "alloc/frac_at_min", "alloc/frac_at_max", "alloc/frac_unseen", "alloc/p_hat_mean",
         "mod/beta_comp_mean", "mod/beta_stab_mean", "mod/frac_damped",
     }  # fmt: skip

@@ -73,7 +73,7 @@ def test_lightnings_own_callbacks_work(parts, tmp_path):
 
 
 def test_entropy_is_that_of_all_tokens_whoever_takes_it(parts, tmp_path):
-    """The scoring pass takes all of it before several updates, and some of it before a single one."""
+    """All of it is computed before several updates, and some of it before a single one."""
     entropy = []
     for num_epochs in (1, 2):
         L.seed_everything(0)

@@ -191,8 +191,7 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     from dynamo_lightning.update.config import UpdateConfig
     from dynamo_lightning.update.join import join
     from dynamo_lightning.update.sampling_check import sampling_tolerance
-    from dynamo_lightning.update.scoring import scoring_pass
-    from dynamo_lightning.update.steps import update_policy
+    from dynamo_lightning.update.steps import TrainedPolicy
 
     # Where mistral_common is installed without all it needs, no tokenizer of a Mistral model can be loaded.
     tokenization_auto._use_mistral_format = lambda *arguments, **options: False
@@ -209,13 +208,10 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     module = make_module()
     module.configure_model()
     module._trainer = SimpleNamespace(
-        strategy=SimpleNamespace(model=None),
         precision_plugin=SimpleNamespace(forward_context=lambda: torch.autocast("cpu", enabled=False)),
         global_step=0,
     )
     optimizer = torch.optim.AdamW([p for p in module.policy.parameters() if p.requires_grad], lr=1e-3)
-    module.manual_backward = lambda loss: loss.backward()
-    module.optimizers, module.lr_schedulers = lambda: optimizer, lambda: None
     module.on_train_start()
     prompts = [
         Prompt(i, "", "", tuple(3 + (5 * i + 7 * j) % 50 for j in range(length)), "")
@@ -233,13 +229,11 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
             Outcome(r.prompt.prompt_id, r.sample_index, Score(float(r.sample_index == 1), {}), len(r.token_ids), False)
             for r in rollouts
         ]
-        batch = PromptBatch(iteration, [GroupPlan(prompt, 3) for prompt in prompts])
+        batch = PromptBatch(iteration, [GroupPlan(prompt, size=3) for prompt in prompts])
         collected = Collected((batch,), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
-        scored = join(collected, module.loss.advantage)
+        joined = join(collected, module.loss.advantage)
         tolerance = sampling_tolerance(None, module.collector.generator, module.policy, staleness=0)
-        experience = scoring_pass(
-            module.policy, None, scored, module.loss, module.update_config, 1.0, logp_tolerance=tolerance
-        )
+        experience = module.updater.prepare(module.policy, joined, logp_tolerance=tolerance)
         parts = experience.old_logprobs.split([len(r.token_ids) for r in rollouts])
         with torch.no_grad():
             for rollout, part in zip(rollouts, parts, strict=True):
@@ -249,7 +243,7 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
                 worst["own"] = max(worst["own"], float((part - own).abs().max()))
                 worst["sampled"] = max(worst["sampled"], float((part - torch.tensor(rollout.logprobs)).abs().max()))
         before = torch.cat([p.detach().flatten().clone() for p in module.policy.parameters() if p.requires_grad])
-        update_policy(module, experience)
+        module.updater.step(TrainedPolicy(module.policy, optimizer), experience)
         after = torch.cat([p.detach().flatten() for p in module.policy.parameters() if p.requires_grad])
         moved = max(moved, float((after - before).abs().max()))
     if export:

@@ -1,35 +1,56 @@
-"""A module with a tiny policy, and rollouts of random tokens, for tests of scoring and of updates."""
+"""A tiny policy with its updater, and rollouts of random tokens, for tests of updates; no trainer."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.module import PolicyModule
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
-from dynamo_lightning.update.scoring import scoring_pass
-from dynamo_lightning.update.steps import accumulate_gradient
+from dynamo_lightning.update.plan import plan_step
+from dynamo_lightning.update.settings import UpdateSettings
+from dynamo_lightning.update.steps import TrainedPolicy, accumulate_gradient
+from dynamo_lightning.update.updater import PolicyUpdater
 
 REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
 SHUFFLED = [5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A policy, and the options it is trained with."""
+
+    policy: Any
+    settings: UpdateSettings
+
+    @property
+    def loss(self):
+        return self.settings.loss
+
+    @property
+    def update_config(self):
+        return self.settings.config
+
+    @property
+    def updater(self):
+        return PolicyUpdater(self.settings)
+
+    def trained(self, lr=0.1, **parts):
+        """The policy with plain gradient descent."""
+        return TrainedPolicy(self.policy, torch.optim.SGD(self.policy.parameters(), lr=lr), **parts)
+
+    def to(self, device):
+        self.policy.to(device)
+        return self
+
+
 def make_module(tiny_policy, loss=None, dtype=torch.float64, **updates):
-    """As in a fit, without its trainer."""
-    module = PolicyModule(
-        tiny_policy,
-        loss=loss or PolicyLoss(),
-        sampling=SamplingConfig(max_response_length=12),
-        updates=UpdateConfig(**updates),
-    )
-    module.configure_model()
-    module.policy.to(dtype)
-    module._trainer = SimpleNamespace(strategy=SimpleNamespace(model=None))
-    module.manual_backward = lambda loss: loss.backward()
-    return module
+    """A policy as it is in a fit."""
+    policy = load_policy(tiny_policy, PolicyConfig()).to(dtype)
+    return Case(policy, UpdateSettings(loss or PolicyLoss(), 12, UpdateConfig(**updates)))
 
 
 def make_rollouts(make_prompt, make_batch, rewards=REWARDS, iteration=0):
@@ -57,22 +78,25 @@ def assign(module, parts, outcomes, rollouts):
     return join(collected, module.loss.advantage)
 
 
-def make_scored(module, make_prompt, make_batch, order=None, iteration=3):
+def make_joined(module, make_prompt, make_batch, order=None, iteration=3):
     """Rollouts of the rewards above with their advantages, in the given order."""
     batch, outcomes, rollouts = make_rollouts(make_prompt, make_batch, iteration=iteration)
     return assign(module, [batch], outcomes, [rollouts[i] for i in order] if order else rollouts)
 
 
-def score(module, batch, separate_engine=False):
+def prepare(module, batch, separate_engine=False):
     """What is known before the first update."""
-    return scoring_pass(module.policy, None, batch, module.loss, module.update_config, 1.0, separate_engine)
+    settings = replace(module.settings, uses_external_engine=separate_engine)
+    return PolicyUpdater(settings).prepare(module.policy, batch)
 
 
 def learn(module, experience, chosen=None):
     """The gradient of an update from the chosen groups, or from all, and its metrics."""
     module.policy.zero_grad()
-    everything = torch.ones(len(experience.batch.group_sizes), dtype=torch.bool)
-    metrics = accumulate_gradient(module, experience, everything if chosen is None else chosen)
+    batch = experience.batch
+    everything = torch.ones(len(batch.group_sizes), dtype=torch.bool)
+    step = plan_step(batch, module.loss, everything if chosen is None else chosen, module.policy.device)
+    metrics, _ = accumulate_gradient(module.trained(), experience, step, module.settings)
     return flat_gradient(module), {name: float(metric) for name, metric in metrics.items()}
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dynamo_lightning.losses.covariance import ClipCov, KLCov, choose_tokens, token_covariance
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 
 
@@ -42,29 +43,38 @@ def test_the_candidates_with_the_smallest_keys_are_chosen():
 
 def test_clip_cov_takes_the_gradient_from_tokens_in_the_band_alone():
     clip_cov = ClipCov(clipped_share=0.2, covariance_low=1.5, covariance_high=5.0)  # one of six tokens
-    modulated = clip_cov(statistics_of(LOGPROBS), ADVANTAGES, alone, token_keys=lambda: KEYS)
+    modulated = clip_cov(ModulationInputs(statistics_of(LOGPROBS), ADVANTAGES, token_keys=lambda: KEYS))
     # Tokens 0 and 2 are in the band, token 2 has the smaller key.
     assert modulated.advantages.tolist() == [3.0, 6.0, 0.0, 0.0, 2.0, -5.0]
     assert modulated.indicators["mod/frac_clip_cov"].tolist() == [0, 0, 1, 0, 0, 0]
-    modulated = clip_cov(statistics_of(LOGPROBS), ADVANTAGES, alone, token_keys=lambda: -KEYS + 5)
+    modulated = clip_cov(ModulationInputs(statistics_of(LOGPROBS), ADVANTAGES, token_keys=lambda: -KEYS + 5))
     assert modulated.advantages.tolist() == [0.0, 6.0, 0.0, 0.0, 2.0, -5.0]
 
 
 def test_clip_cov_without_a_token_in_the_band_changes_nothing():
     modulated = ClipCov(covariance_low=50.0, covariance_high=60.0)(
-        statistics_of(LOGPROBS), ADVANTAGES, alone, token_keys=lambda: KEYS
+        ModulationInputs(statistics_of(LOGPROBS), ADVANTAGES, token_keys=lambda: KEYS)
     )
     assert torch.equal(modulated.advantages, ADVANTAGES)
 
 
 def test_kl_cov_marks_the_largest_covariances():
-    marks = KLCov(penalised_share=0.34).marks(statistics_of(LOGPROBS), ADVANTAGES, alone, lambda: KEYS)
+    marks = KLCov(penalised_share=0.34).token_selection(
+        ModulationInputs(statistics_of(LOGPROBS), ADVANTAGES, token_keys=lambda: KEYS)
+    )
     assert marks.tolist() == [1, 0, 1, 0, 0, 0]
-    assert KLCov(penalised_share=1e-6).marks(statistics_of(LOGPROBS), ADVANTAGES, alone, lambda: KEYS).sum() == 1
+    assert (
+        KLCov(penalised_share=1e-6)
+        .token_selection(ModulationInputs(statistics_of(LOGPROBS), ADVANTAGES, token_keys=lambda: KEYS))
+        .sum()
+        == 1
+    )
 
 
 def test_kl_cov_marks_its_share_also_where_all_covariances_are_equal():
-    marks = KLCov(penalised_share=0.5).marks(statistics_of(LOGPROBS), torch.zeros(6), alone, lambda: KEYS)
+    marks = KLCov(penalised_share=0.5).token_selection(
+        ModulationInputs(statistics_of(LOGPROBS), torch.zeros(6), token_keys=lambda: KEYS)
+    )
     assert marks.tolist() == [0, 1, 1, 0, 0, 1]
 
 
@@ -96,13 +106,16 @@ def test_rounding_noise_of_the_log_ratio_does_not_decide_the_slope_of_kl_cov():
 
 def test_clip_cov_replaces_tokens_that_the_surrogate_clips_by_the_next_in_line():
     clip_cov = ClipCov(clipped_share=0.34, covariance_low=0.5, covariance_high=5.0)  # two of six tokens
-    modulated = clip_cov(statistics_of(LOGPROBS), ADVANTAGES, alone, token_keys=lambda: KEYS)
+    modulated = clip_cov(ModulationInputs(statistics_of(LOGPROBS), ADVANTAGES, token_keys=lambda: KEYS))
     # Tokens 0, 2 and 4 are in the band, with keys 5, 2 and 4.
     assert modulated.indicators["mod/frac_clip_cov"].tolist() == [0, 0, 1, 0, 1, 0]
 
-    def later(is_clipped, takes_part):
+    def later(is_clipped, in_step):
         found = clip_cov.at_later_step(
-            modulated, ADVANTAGES, torch.tensor(is_clipped), torch.tensor(takes_part), alone, lambda: KEYS
+            ModulationInputs(statistics_of(LOGPROBS), ADVANTAGES, token_keys=lambda: KEYS),
+            modulated,
+            is_clipped=torch.tensor(is_clipped),
+            in_step=torch.tensor(in_step),
         )
         return found.tolist()
 
@@ -140,19 +153,21 @@ def test_chosen_tokens_do_not_depend_on_how_tokens_are_spread_over_ranks(cut):
     def clip_cov(rows, gather):
         modulation = ClipCov(clipped_share=0.05, covariance_low=0.2, covariance_high=3.0)
         return modulation(
-            statistics_of(logprobs[rows]), advantages[rows], gather, token_keys=lambda: keys[rows]
+            ModulationInputs(statistics_of(logprobs[rows]), advantages[rows], gather, token_keys=lambda: keys[rows])
         ).advantages
 
     def clip_cov_later(rows, gather):
         modulation = ClipCov(clipped_share=0.05, covariance_low=0.2, covariance_high=3.0)
-        first = modulation(statistics_of(logprobs[rows]), advantages[rows], gather, token_keys=lambda: keys[rows])
+        inputs = ModulationInputs(statistics_of(logprobs[rows]), advantages[rows], gather, lambda: keys[rows])
         is_clipped = (torch.arange(200) % 3 == 0)[rows]
         everything = torch.ones_like(is_clipped)
-        return modulation.at_later_step(first, advantages[rows], is_clipped, everything, gather, lambda: keys[rows])
+        return modulation.at_later_step(inputs, modulation(inputs), is_clipped=is_clipped, in_step=everything)
 
     def kl_cov(rows, gather):
         penalty = KLCov(penalised_share=0.1)
-        return penalty.marks(statistics_of(logprobs[rows]), advantages[rows], gather, lambda: keys[rows])
+        return penalty.token_selection(
+            ModulationInputs(statistics_of(logprobs[rows]), advantages[rows], gather, lambda: keys[rows])
+        )
 
     for function, number in ((clip_cov, 10), (clip_cov_later, 10), (kl_cov, 20)):
         whole = function(slice(None), alone)

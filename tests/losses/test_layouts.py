@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from update_case import SHUFFLED, learn, make_module, make_scored, score
+from update_case import SHUFFLED, learn, make_joined, make_module, prepare
 
 from dynamo_lightning.losses.advantages import GRPO, DrGRPO, WReinforce
 from dynamo_lightning.losses.cispo import CISPO
@@ -19,7 +19,7 @@ from dynamo_lightning.losses.surrogate import ClippedSurrogate, UnclippedSurroga
 def gradient(tiny_policy, make_prompt, make_batch, loss, order=None, dtype=torch.float64, **updates):
     """Of the second update: the policy has moved since it sampled, so that ratios are not 1."""
     module = make_module(tiny_policy, loss, dtype, num_epochs=2, **updates)
-    experience = score(module, make_scored(module, make_prompt, make_batch, order))
+    experience = prepare(module, make_joined(module, make_prompt, make_batch, order))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for parameter in module.policy.parameters():

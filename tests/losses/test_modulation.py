@@ -10,6 +10,7 @@ from dynamo_lightning.losses.modulation import (
     nearest_rank_quantile,
     stabilisation_factor,
 )
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.token_statistics import TokenStatistics, statistics_from_logits
 
 
@@ -87,12 +88,16 @@ def test_modulation_does_not_depend_on_how_tokens_are_spread_over_ranks(normalis
     """Guard: normalisers are those of all ranks, never of one micro-batch or rank."""
     statistics, advantages = make_statistics()
     modulation = DynamoModulation(normaliser=normaliser)
-    whole = modulation(statistics, advantages, lambda values: values).advantages
+    whole = modulation(ModulationInputs(statistics, advantages)).advantages
     parts = []
     for rows in (slice(0, 100), slice(100, 400)):
         # What a rank gathers is the same column of all tokens: entropies first, then entropy changes.
         columns = iter([statistics.entropy, entropy_change(statistics, advantages).abs()])
-        parts.append(modulation(part_of(statistics, rows), advantages[rows], lambda _, c=columns: next(c)).advantages)
+        parts.append(
+            modulation(
+                ModulationInputs(part_of(statistics, rows), advantages[rows], lambda _, c=columns: next(c))
+            ).advantages
+        )
     torch.testing.assert_close(torch.cat(parts), whole, atol=0, rtol=0)
 
 
@@ -104,7 +109,9 @@ def test_damping_does_not_depend_on_how_many_tokens_have_no_advantage(num_idle):
     both = TokenStatistics(
         *(torch.cat([a, b]) for a, b in zip(vars(statistics).values(), vars(idle).values(), strict=True))
     )
-    found = DynamoModulation(compensation_alpha=0.0)(both, torch.cat([advantages, torch.zeros(num_idle)]), lambda v: v)
+    found = DynamoModulation(compensation_alpha=0.0)(
+        ModulationInputs(both, torch.cat([advantages, torch.zeros(num_idle)]))
+    )
     changes = entropy_change(statistics, advantages).abs()
     largest = sorted(changes.tolist())[296]
     expected = stabilisation_factor(changes, alpha=0.4, gamma=50.0, tau=0.9, change_max=largest)
@@ -115,7 +122,7 @@ def test_damping_does_not_depend_on_how_many_tokens_have_no_advantage(num_idle):
 def test_below_a_hundred_changes_the_quantile_is_their_maximum():
     statistics, advantages = make_statistics(99)
     quantile, largest = (
-        DynamoModulation(compensation_alpha=0.0, normaliser=kind)(statistics, advantages, lambda v: v).factors[
+        DynamoModulation(compensation_alpha=0.0, normaliser=kind)(ModulationInputs(statistics, advantages)).factors[
             "beta_stab"
         ]
         for kind in ("quantile", "max")
@@ -125,11 +132,13 @@ def test_below_a_hundred_changes_the_quantile_is_their_maximum():
 
 def test_each_factor_switches_off_on_its_own():
     statistics, advantages = make_statistics()
-    neither = DynamoModulation(compensation_alpha=0.0, stabilisation_alpha=0.0)(statistics, advantages, lambda v: v)
+    neither = DynamoModulation(compensation_alpha=0.0, stabilisation_alpha=0.0)(
+        ModulationInputs(statistics, advantages)
+    )
     assert torch.equal(neither.advantages, advantages)
-    only_first = DynamoModulation(stabilisation_alpha=0.0)(statistics, advantages, lambda v: v).factors
+    only_first = DynamoModulation(stabilisation_alpha=0.0)(ModulationInputs(statistics, advantages)).factors
     assert only_first["beta_comp"].max() > 1.1 and set(only_first["beta_stab"].tolist()) == {1.0}
-    only_second = DynamoModulation(compensation_alpha=0.0)(statistics, advantages, lambda v: v).factors
+    only_second = DynamoModulation(compensation_alpha=0.0)(ModulationInputs(statistics, advantages)).factors
     assert only_second["beta_stab"].min() < 0.9 and set(only_second["beta_comp"].tolist()) == {1.0}
 
 
@@ -138,10 +147,14 @@ def test_quantile_normaliser_resists_an_outlier():
     outlier = advantages.clone()
     outlier[entropy_change(statistics, advantages).abs().argmax()] *= 1000
     for normaliser, least in (("max", 0), ("quantile", 4)):
-        damped = DynamoModulation(normaliser=normaliser)(statistics, outlier, lambda v: v).factors["beta_stab"] < 0.8
+        damped = (
+            DynamoModulation(normaliser=normaliser)(ModulationInputs(statistics, outlier)).factors["beta_stab"] < 0.8
+        )
         assert int(damped.sum()) >= least
     assert (
-        int((DynamoModulation(normaliser="max")(statistics, outlier, lambda v: v).factors["beta_stab"] < 0.8).sum())
+        int(
+            (DynamoModulation(normaliser="max")(ModulationInputs(statistics, outlier)).factors["beta_stab"] < 0.8).sum()
+        )
         == 1
     )
 

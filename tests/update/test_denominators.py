@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from update_case import REWARDS, assign, flat_gradient, learn, make_module, make_rollouts, make_scored, score
+from update_case import REWARDS, assign, flat_gradient, learn, make_joined, make_module, make_rollouts, prepare
 
 from dynamo_lightning.losses.advantages import GRPO, RLOO, WReinforce
 from dynamo_lightning.losses.covariance import ClipCov, KLCov
@@ -10,7 +10,7 @@ from dynamo_lightning.losses.fork_tokens import ForkTokens
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, UnclippedSurrogate
 from dynamo_lightning.losses.weights import counted_groups
-from dynamo_lightning.update.scoring import token_keys
+from dynamo_lightning.update.logprobs import token_keys
 
 
 def response_logits(module, rollout):
@@ -55,7 +55,7 @@ def test_a_group_that_lost_all_but_one_is_in_no_denominator(tiny_policy, make_pr
     )
     module = make_module(tiny_policy, loss)
     batch = partly_dropped(module, make_prompt, make_batch)
-    ours, _ = learn(module, score(module, batch))
+    ours, _ = learn(module, prepare(module, batch))
     groups_of_two = [0, 3, 4]
     rollouts = [r for r in batch.rollouts if r.prompt.prompt_id in groups_of_two]
     denominators = {
@@ -74,7 +74,7 @@ def test_a_group_that_lost_all_but_one_is_in_no_denominator(tiny_policy, make_pr
 def test_single_rollouts_count_where_no_comparison_is_made(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy, PolicyLoss(advantage=WReinforce(), modulation=None))
     batch = partly_dropped(module, make_prompt, make_batch)
-    ours, _ = learn(module, score(module, batch))
+    ours, _ = learn(module, prepare(module, batch))
 
     def weight(rollout):
         group = LEFT[rollout.prompt.prompt_id]
@@ -86,7 +86,7 @@ def test_single_rollouts_count_where_no_comparison_is_made(tiny_policy, make_pro
 def test_each_mini_batch_counts_its_own_groups(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy, PolicyLoss(modulation=None))
     batch = partly_dropped(module, make_prompt, make_batch)
-    ours, _ = learn(module, score(module, batch), torch.tensor([True, True, False, False, False]))
+    ours, _ = learn(module, prepare(module, batch), torch.tensor([True, True, False, False, False]))
     plain = slow_gradient(
         module,
         [r for r in batch.rollouts if r.prompt.prompt_id == 0],
@@ -110,8 +110,8 @@ def test_fork_tokens_are_divided_by_the_kept_tokens(tiny_policy, make_prompt, ma
         advantage=GRPO(), modulation=ForkTokens(0.3), aggregation=aggregation, length_normalisation="response_length"
     )
     module = make_module(tiny_policy, loss)
-    batch = make_scored(module, make_prompt, make_batch)
-    ours, _ = learn(module, score(module, batch), torch.tensor(chosen))
+    batch = make_joined(module, make_prompt, make_batch)
+    ours, _ = learn(module, prepare(module, batch), torch.tensor(chosen))
     entropies = {}
     for rollout in batch.rollouts:
         logprobs = torch.log_softmax(response_logits(module, rollout), -1).detach()
@@ -141,8 +141,8 @@ def test_the_first_update_of_kl_cov_does_not_depend_on_rounding(tiny_policy, mak
     found = []
     for layout in ({}, {"max_tokens_per_micro_batch": 24}, {"max_logits_bytes": 5000}):
         module = make_module(tiny_policy, loss, torch.float32, num_mini_batches=2, **layout)
-        batch = make_scored(module, make_prompt, make_batch)
-        experience = score(module, batch)
+        batch = make_joined(module, make_prompt, make_batch)
+        experience = prepare(module, batch)
         noise = 1e-6 * torch.randn(len(experience.old_logprobs), generator=torch.Generator().manual_seed(len(found)))
         experience.old_logprobs.add_(noise)
         found.append(learn(module, experience)[0])
@@ -164,8 +164,8 @@ def test_clip_cov_leaves_out_what_the_surrogate_clips_by_now(tiny_policy, make_p
         advantage=GRPO(), modulation=clip_cov, surrogate=ClippedSurrogate(0.02, 0.02), aggregation="token_mean"
     )
     module = make_module(tiny_policy, loss, num_epochs=2)
-    batch = make_scored(module, make_prompt, make_batch)
-    experience = score(module, batch)
+    batch = make_joined(module, make_prompt, make_batch)
+    experience = prepare(module, batch)
     moved(module)
     ours, _ = learn(module, experience)
 

@@ -5,39 +5,34 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from update_case import make_module, make_scored
+from update_case import make_joined, make_module
 
 from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.update.clipping import MAX_OVERFLOWS_IN_A_ROW, GradientClipping
+from dynamo_lightning.update.logprobs import all_statistics
 from dynamo_lightning.update.sampling_check import LogpDifference, sampling_tolerance
-from dynamo_lightning.update.scoring import all_statistics, scoring_pass
-from dynamo_lightning.update.steps import MAX_OVERFLOWS_IN_A_ROW, update_policy
 
-LOSSES = {"scored beforehand": PolicyLoss(), "scored by the update": PolicyLoss(modulation=None)}
+LOSSES = {"computed beforehand": PolicyLoss(), "computed by the update": PolicyLoss(modulation=None)}
 
 
 def case(tiny_policy, make_prompt, make_batch, loss, error=0.0):
     """A module, and a batch whose log-probabilities are the policy's own plus an error at every third token."""
     module = make_module(tiny_policy, loss)
-    batch = make_scored(module, make_prompt, make_batch)
+    batch = make_joined(module, make_prompt, make_batch)
     exact = all_statistics(module.policy, batch, range(len(batch.rollouts)), module.update_config, 1.0).logprobs
     exact[::3] += error
     parts = exact.split(batch.response_lengths.tolist())
     rollouts = [
         replace(rollout, logprobs=tuple(part.tolist())) for rollout, part in zip(batch.rollouts, parts, strict=True)
     ]
-    batch = replace(batch, rollouts=tuple(rollouts))
-    optimizer = torch.optim.SGD(module.policy.parameters(), lr=0.1)
-    module.optimizers, module.lr_schedulers = lambda: optimizer, lambda: None
-    return module, batch
+    return module, replace(batch, rollouts=tuple(rollouts))
 
 
 def learn(module, batch, tolerance):
-    experience = scoring_pass(
-        module.policy, None, batch, module.loss, module.update_config, 1.0, logp_tolerance=tolerance
-    )
-    return update_policy(module, experience)
+    experience = module.updater.prepare(module.policy, batch, logp_tolerance=tolerance)
+    return module.updater.step(module.trained(), experience)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -97,7 +92,6 @@ def test_masked_responses_have_no_gradient_and_keep_their_place_in_the_denominat
     gradients = []
     for mask, truncated in ((False, ()), (True, (0, 5)), (True, (1, 2, 3, 4, 6, 7, 8, 9, 10, 11))):
         module, batch = case(tiny_policy, make_prompt, make_batch, PolicyLoss(mask_truncated=mask, **loss))
-        module.gradient_clip_val = None
         rollouts = [replace(rollout, truncated=i in truncated) for i, rollout in enumerate(batch.rollouts)]
         batch = replace(batch, rollouts=tuple(rollouts))
         learn(module, batch, None)
@@ -115,32 +109,26 @@ def test_an_update_of_masked_responses_only_takes_no_step(tiny_policy, make_prom
 # --- gradient scaler --------------------------------------------------------------------------------------------------
 
 
-def overflow(module):
-    for parameter in module.policy.parameters():
-        parameter.grad = torch.full_like(parameter, float("inf"))
-    module.on_before_optimizer_step(None)
+def clip(clipping, policy, gradient, scaler=None):
+    for parameter in policy.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    clipping.clip(policy, optimizer_step=7, scaler=scaler)
 
 
 def test_an_overflow_is_the_scaler_s_to_skip_until_it_happens_again_and_again(tiny_policy):
-    module = make_module(tiny_policy)
+    policy, clipping = make_module(tiny_policy).policy, GradientClipping(1.0)
     scaler = SimpleNamespace(get_scale=lambda: 0.25)
-    module._trainer.precision_plugin = SimpleNamespace(scaler=scaler)
-    module._trainer.precision = "16-mixed"
-    module._trainer.global_step = 7
     for _ in range(MAX_OVERFLOWS_IN_A_ROW):
-        overflow(module)
-    for parameter in module.policy.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    module.on_before_optimizer_step(None)
-    assert module.num_overflows_in_a_row == 0
+        clip(clipping, policy, float("inf"), scaler)
+    clip(clipping, policy, 1.0, scaler)
+    assert clipping.num_overflows_in_a_row == 0
     for _ in range(MAX_OVERFLOWS_IN_A_ROW):
-        overflow(module)
+        clip(clipping, policy, float("inf"), scaler)
     with pytest.raises(RunError, match=r"trainer\.precision=16-mixed: .* 21 optimizer steps in a row"):
-        overflow(module)
+        clip(clipping, policy, float("inf"), scaler)
 
 
 def test_without_a_scaler_the_first_gradient_that_is_not_finite_stops_the_run(tiny_policy):
-    module = make_module(tiny_policy)
-    module._trainer.global_step = 7
+    policy, clipping = make_module(tiny_policy).policy, GradientClipping(1.0)
     with pytest.raises(RunError, match="gradient norm is inf at optimizer step 7"):
-        overflow(module)
+        clip(clipping, policy, float("inf"))

@@ -4,19 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from update_case import REWARDS, SHUFFLED, assign, flat_gradient, learn, make_module, make_rollouts, score
+from update_case import REWARDS, SHUFFLED, assign, flat_gradient, learn, make_module, make_rollouts, prepare
 
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.types import PromptBatch
-from dynamo_lightning.update.steps import split_prompts
+from dynamo_lightning.update.plan import split_prompts
 
 
 def gradient(module, make_prompt, make_batch, rewards=REWARDS, chosen=None, order=None):
     """Of the first update, from the chosen groups or all, and its metrics."""
     batch, outcomes, rollouts = make_rollouts(make_prompt, make_batch, rewards)
     rollouts = [rollouts[i] for i in order] if order else rollouts
-    return learn(module, score(module, assign(module, [batch], outcomes, rollouts)), chosen)
+    return learn(module, prepare(module, assign(module, [batch], outcomes, rollouts)), chosen)
 
 
 @pytest.mark.parametrize("aggregation", ["prompt_mean", "token_mean", "sequence_mean"])
@@ -115,7 +115,7 @@ def test_a_dropped_rollout_leaves_group_statistics_and_denominators(tiny_policy,
     kept = assign(module, [batch], outcomes[1:], rollouts)
     assert [rollout.key for rollout in kept.rollouts] == [(0, 1), (0, 2), (1, 0), (1, 1)]
     assert kept.group_sizes.tolist() == [2, 2]
-    assert kept.group_teaches.tolist() == [False, True]
+    assert kept.group_has_signal.tolist() == [False, True]
     assert int(kept.group_tokens.sum()) == sum(len(rollout.token_ids) for rollout in rollouts[1:])
 
 
@@ -129,7 +129,7 @@ def test_pilot_and_commit_have_baselines_and_shares_of_their_own(tiny_policy, ma
     assert batch.advantages.tolist() == pytest.approx([1.0, -1.0, 0.5, 0.5, -1.0])
     assert batch.group_prompts.tolist() == [0, 0]
     assert batch.group_sizes.tolist() == [2, 3]
-    ours, _ = learn(module, score(module, batch))
+    ours, _ = learn(module, prepare(module, batch))
     module.policy.zero_grad()
     for rollout, advantage in zip(rollouts, batch.advantages.tolist(), strict=True):
         weight = 0.25 / 2 if rollout.sample_index < 2 else 0.75 / 3

@@ -1,11 +1,11 @@
-"""The scoring pass on a real (tiny) policy: what updates are told beforehand, and what they need not be told."""
+"""Experience of a real (tiny) policy: what is computed before the first step, and what need not be."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from update_case import REWARDS, SHUFFLED, assign, learn, make_module, make_rollouts, make_scored, score
+from update_case import REWARDS, SHUFFLED, assign, learn, make_joined, make_module, make_rollouts, prepare
 
 from dynamo_lightning.losses.advantages import WReinforce
 from dynamo_lightning.losses.cispo import CISPO
@@ -13,12 +13,13 @@ from dynamo_lightning.losses.gspo import GSPO
 from dynamo_lightning.losses.modulation import DynamoModulation
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.update.config import UpdateConfig
-from dynamo_lightning.update.scoring import all_statistics, check_finite, passes_per_rollout, token_keys
+from dynamo_lightning.update.logprobs import all_statistics, check_finite, token_keys
+from dynamo_lightning.update.plan import passes_per_rollout
 
 
 def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy)
-    batch = make_scored(module, make_prompt, make_batch)
+    batch = make_joined(module, make_prompt, make_batch)
     logprobs = torch.zeros(sum(len(rollout.token_ids) for rollout in batch.rollouts))
     check_finite(batch, logprobs)
     last = next(i for i, rollout in enumerate(batch.rollouts) if rollout.prompt.prompt_id == 3)
@@ -28,13 +29,13 @@ def test_log_probabilities_that_are_not_finite_stop_the_run_and_name_the_prompts
     with torch.no_grad():
         module.policy.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(RuntimeError, match="prompt ids 0, 1, 2, 3"):
-        score(module, batch)
+        prepare(module, batch)
 
 
 def test_log_probabilities_that_only_the_update_sees_are_checked_too(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy, PolicyLoss(modulation=None))
     batch, outcomes, rollouts = make_rollouts(make_prompt, make_batch, [REWARDS[0], REWARDS[2]])
-    experience = score(module, assign(module, [batch], outcomes, rollouts))
+    experience = prepare(module, assign(module, [batch], outcomes, rollouts))
     with torch.no_grad():
         module.policy.get_output_embeddings().weight[5] = torch.nan
     with pytest.raises(RuntimeError, match=r"2 prompts are not finite \(prompt ids 0, 1\) at iteration"):
@@ -52,11 +53,11 @@ SINGLE_UPDATES = {
 
 @pytest.mark.parametrize("loss", SINGLE_UPDATES.values(), ids=SINGLE_UPDATES)
 def test_a_single_update_needs_no_old_log_probabilities(tiny_policy, make_prompt, make_batch, loss):
-    """Scored beforehand, as several updates need it, or not: the same first gradient and the same metrics."""
+    """Computed beforehand, as several updates need it, or not: the same first gradient and the same metrics."""
     found = []
     for num_epochs in (1, 2):
         module = make_module(tiny_policy, loss, num_epochs=num_epochs)
-        experience = score(module, make_scored(module, make_prompt, make_batch))
+        experience = prepare(module, make_joined(module, make_prompt, make_batch))
         assert (experience.old_logprobs is None) == (num_epochs == 1)
         gradient, metrics = learn(module, experience)
         entropies = experience.entropy, metrics.pop("entropy", 0.0)
@@ -87,12 +88,12 @@ def test_tokens_of_another_engine_weigh_their_ratio(tiny_policy, make_prompt, ma
     """log π_old − log π_engine = log 1.5 for every token makes the gradient 1.5 times as large."""
     module = make_module(tiny_policy, PolicyLoss(modulation=None))
     batch, outcomes, rollouts = make_rollouts(make_prompt, make_batch)
-    own = score(module, assign(module, [batch], outcomes, rollouts))
+    own = prepare(module, assign(module, [batch], outcomes, rollouts))
     plain, _ = learn(module, own)
     logprobs = all_statistics(module.policy, own.batch, range(len(rollouts)), module.update_config, 1.0).logprobs
     parts = (logprobs - math.log(1.5)).split([len(rollout.token_ids) for rollout in rollouts])
     shifted = [replace(r, logprobs=tuple(part.tolist())) for r, part in zip(rollouts, parts, strict=True)]
-    experience = score(module, assign(module, [batch], outcomes, shifted), separate_engine=True)
+    experience = prepare(module, assign(module, [batch], outcomes, shifted), separate_engine=True)
     corrected, _ = learn(module, experience)
     # Advantages and weights are float32.
     torch.testing.assert_close(corrected, 1.5 * plain, atol=1e-8, rtol=1e-4)
@@ -102,8 +103,8 @@ def test_tokens_of_another_engine_weigh_their_ratio(tiny_policy, make_prompt, ma
 
 def test_token_keys_belong_to_the_token_and_not_to_its_place(tiny_policy, make_prompt, make_batch):
     module = make_module(tiny_policy)
-    batch = make_scored(module, make_prompt, make_batch)
-    shuffled = make_scored(module, make_prompt, make_batch, SHUFFLED)
+    batch = make_joined(module, make_prompt, make_batch)
+    shuffled = make_joined(module, make_prompt, make_batch, SHUFFLED)
 
     def by_rollout(batch):
         lengths = [len(rollout.token_ids) for rollout in batch.rollouts]

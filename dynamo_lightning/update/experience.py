@@ -1,0 +1,133 @@
+"""Experience: rollouts with all that has to be known of a whole batch before the policy is trained on any of it.
+
+A pass of the policy over the rollouts, without gradient, gives `old_logprobs`, the entropies and the modulated token
+advantages, whose normalisers need the whole batch. A single update of plain advantages needs nothing of it beforehand:
+it computes the same policy's statistics itself, so that the pass takes only the rollouts that are not trained on, for
+their entropies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from dynamo_lightning.distributed import gather_objects, gather_values, sum_over_ranks
+from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_metrics
+from dynamo_lightning.losses.modulation import ModulatedAdvantages
+from dynamo_lightning.losses.modulation_inputs import ModulationInputs
+from dynamo_lightning.types import RolloutBatch
+from dynamo_lightning.update.logprobs import all_statistics, check_finite, token_keys
+from dynamo_lightning.update.plan import UpdatePlan, row_indices
+from dynamo_lightning.update.sampling_check import LogpDifference, check_difference, global_difference, sampled_logprobs
+from dynamo_lightning.update.settings import UpdateSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Rollouts with all that is known of their tokens before the first update."""
+
+    batch: RolloutBatch
+    plan: UpdatePlan
+    """Use of each rollout in the steps to come."""
+    old_logprobs: Tensor | None
+    """log π_old of this rank's response tokens, `[num_tokens]`, at the policy that sampled them; `None` if the only
+    update starts from that policy and needs not be told."""
+    modulated: ModulatedAdvantages
+    """Final advantages of this rank's response tokens, `[num_tokens]`; raw ones if the modulation is recomputed."""
+    reference_logprobs: Tensor | None
+    """log π_ref of this rank's response tokens, `[num_tokens]`; only with a KL term."""
+    metrics: Mapping[str, float]
+    """Global means over all response tokens."""
+    entropy: float
+    """Part of the mean entropy of all response tokens, all ranks, nats: all of it, or without `old_logprobs` only that
+    of the tokens that are not trained on."""
+    token_selection: Tensor | None = None
+    """The penalty's `token_selection` of this rank's response tokens, `[num_tokens]`; only if it selects some."""
+    engine_weights: Tensor | None = None
+    """Importance weights of this rank's response tokens, `[num_tokens]`; only if another engine sampled them."""
+    difference: LogpDifference = field(default_factory=LogpDifference)
+    """Between the log-probabilities of sampling and of training: of all tokens and ranks, or without `old_logprobs`
+    only of this rank's tokens that are not trained on."""
+    logp_tolerance: float | None = None
+    """Largest mean difference that an update starts with; `None` checks nothing."""
+    modulation_inputs: ModulationInputs | None = None
+    """What the modulation was computed from; only if it has candidates for later steps."""
+
+
+def prepare_experience(
+    policy: PreTrainedModel,
+    batch: RolloutBatch,
+    settings: UpdateSettings,
+    reference: AbstractContextManager[PreTrainedModel] | None = None,
+    logp_tolerance: float | None = None,
+) -> Experience:
+    """Run the policy, and the reference if there is one, over the rollouts; modulate, select and weight the tokens.
+
+    Args:
+        policy: What the rollouts were sampled from, to rounding.
+        batch: This rank's rollouts with their advantages.
+        settings: The loss, whose modulation and penalty need statistics of the whole batch, and the token budget.
+        reference: Gives the frozen policy of a KL term, which may be the policy itself without its adapters.
+        logp_tolerance: Largest mean difference of the log-probabilities of sampling and of training, nats; `None`
+            checks nothing.
+
+    Raises:
+        RunError: If a log-probability is not finite, or the difference is larger, on all ranks.
+    """
+    everything = range(len(batch.rollouts))
+    loss, config, temperature = settings.loss, settings.config, settings.temperature
+    plan = UpdatePlan.of(batch, loss, config, settings.uses_external_engine, policy.device)
+    statistics = all_statistics(policy, batch, row_indices(plan.beforehand), config, temperature)
+    check_finite(batch, statistics.logprobs)
+    engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], statistics.logprobs)
+    computed = plan.beforehand[batch.token_rollouts].to(policy.device)
+    difference = LogpDifference.of(statistics.logprobs[computed], engine_logprobs[computed])
+    if plan.needs_old_logprobs:
+        difference = global_difference(difference)
+        check_difference(difference, logp_tolerance, policy)
+    advantages = batch.advantages[batch.token_rollouts].to(policy.device)
+    modulated, token_selection = ModulatedAdvantages(advantages), None
+
+    def keys() -> Tensor:
+        return token_keys(batch, policy.device)
+
+    inputs = ModulationInputs(statistics, advantages, gather_values, keys)
+    if loss.batch_modulation is not None:
+        modulated = loss.batch_modulation(inputs)
+    if loss.penalty is not None:
+        token_selection = loss.penalty.token_selection(inputs)
+    means = {"entropy": statistics.entropy, **modulated.indicators}
+    totals = sum_over_ranks({name: float(value.sum()) for name, value in means.items()})
+    num_tokens = int(batch.group_tokens.sum())
+    reference_logprobs = None
+    if reference is not None:
+        with reference as frozen:
+            reference_logprobs = all_statistics(frozen, batch, everything, config, temperature).logprobs
+    metrics = {name: total / num_tokens for name, total in totals.items()}
+    entropy = metrics.pop("entropy")
+    weights = None
+    if settings.uses_external_engine:
+        rollouts = batch.token_rollouts.to(policy.device)
+        weights, summary = engine_weights(statistics.logprobs, engine_logprobs, rollouts, loss.engine_mismatch)
+        metrics.update(mismatch_metrics(gather_objects([summary])))
+    return Experience(
+        batch,
+        plan,
+        old_logprobs=statistics.logprobs if plan.needs_old_logprobs else None,
+        modulated=modulated,
+        reference_logprobs=reference_logprobs,
+        metrics=metrics,
+        entropy=entropy,
+        token_selection=token_selection,
+        engine_weights=weights,
+        difference=difference,
+        logp_tolerance=logp_tolerance,
+        modulation_inputs=inputs if modulated.candidates is not None else None,
+    )
