@@ -19,7 +19,7 @@ REWARDS = [[1.0, 0.0, 0.0], [1.0, 1.0], [0.0, 1.0, 1.0, 0.0, 1.0], [0.0, 0.0]]
 SHUFFLED = [5, 1, 0, 11, 3, 2, 4, 10, 9, 8, 7, 6]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Case:
     """A policy, and the options it is trained with."""
 
