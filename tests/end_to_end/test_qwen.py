@@ -1,6 +1,7 @@
 """The config of the complete run, as shipped, on a tiny random policy; only what samples is exchanged."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,16 @@ def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, tiny_poli
     rows += [{**rows[1], "prompt": rows[-2]["prompt"]}]  # one prompt twice with another answer, one row repeated
     Path("train.json").write_text(json.dumps(rows))
     Path("val.jsonl").write_text("".join(json.dumps({"problem": f"{a}+4", "answer": a + 4}) + "\n" for a in range(3)))
+    longer = Path(shutil.copytree(tiny_policy, "policy"))  # the template alone is longer than the tiny policy takes
+    architecture = json.loads((longer / "config.json").read_text()) | {"max_position_embeddings": 512}
+    (longer / "config.json").write_text(json.dumps(architecture))
     options = [
         "fit",
         "--config=qwen.yaml",
         "--trainer.accelerator=cpu",
         f"--trainer.devices={num_processes}",
         "--trainer.val_check_interval=2",
-        f"--model.model_name={tiny_policy}",
+        "--model.model_name=./policy",
         "--model.policy.init=random",
         "--model.generator=dynamo_lightning.engines.transformers.TransformersEngine",
         "--model.sampling.max_response_length=8",
