@@ -37,6 +37,7 @@ def test_qwen_trains_a_tiny_random_model_on_cpu(monkeypatch, tmp_path, tiny_poli
         "--config=qwen.yaml",
         "--trainer.accelerator=cpu",
         f"--trainer.devices={num_processes}",
+        "--trainer.max_epochs=1",
         "--trainer.val_check_interval=2",
         "--model.model_name=./policy",
         "--model.policy.init=random",
