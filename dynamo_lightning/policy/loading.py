@@ -181,4 +181,4 @@ def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """Every token that ends a response: the tokenizer's and all of the generation config's, sorted."""
     configured = policy.generation_config.eos_token_id if policy.generation_config is not None else None
     listed = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None}))
+    return tuple(sorted({int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}))

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from dynamo_lightning.cli import main, shipped_configs
+from dynamo_lightning.embedded import local_path
 
 REPORT = '--trainer.callbacks+={"class_path": "dynamo_lightning.callbacks.BenchmarkReport"}'
 COLUMNS = {"source", "prompt_id", "row", "sample_index", "question", "answer", "response", "final_answer", "reward",
@@ -142,9 +144,13 @@ def seven_benchmarks(benchmark_files, tmp_path, monkeypatch):
     """Command line arguments of the shipped config for the embedded policy, on a CPU."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmark_files").symlink_to(benchmark_files)
+    # The embedded policy takes 128 tokens, which are characters; the longest problem has thousands.
+    longer = Path(shutil.copytree(local_path("embedded:arithmetic-qwen3"), "policy"))
+    architecture = json.loads((longer / "config.json").read_text()) | {"max_position_embeddings": 8192}
+    (longer / "config.json").write_text(json.dumps(architecture))
     return [
         "test", "--config=benchmarks.yaml", "--config=overlays/benchmark_files.yaml", "--trainer.accelerator=cpu",
-        "--model.model_name=embedded:arithmetic-qwen3", "--model.sampling.max_response_length=8",
+        "--model.model_name=./policy", "--model.sampling.max_response_length=8",
         "--model.generator.class_path=dynamo_lightning.engines.transformers.TransformersEngine",
         "--model.generator.init_args.batch_size=32", "--data.eval_prompts_per_batch=256",
         "--data.template={prompt}", "--data.max_prompt_length=5000",  # characters are tokens here

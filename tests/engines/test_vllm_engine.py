@@ -184,7 +184,7 @@ def test_heads_that_the_cpu_kernels_do_not_take_are_refused_with_a_way_out():
     if torch.cuda.is_available():
         pytest.skip("only on a CPU")
     policy = load_policy("embedded:arithmetic-qwen3", PolicyConfig())
-    with pytest.raises(RuntimeError, match=r"heads of 24 dimensions.*vllm_pad_heads.*TransformersEngine"):
+    with pytest.raises(RuntimeError, match=r"heads of 24 dimensions.*vllm\.pad_heads.*TransformersEngine"):
         VLLMColocatedEngine().sync(policy, 0)
 
 
