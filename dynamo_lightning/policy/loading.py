@@ -13,6 +13,7 @@ from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import MissingFileError, UserError
 from dynamo_lightning.policy import packed_attention
 from dynamo_lightning.policy.dropout import disable_dropout
+from dynamo_lightning.policy.hub import loading, require_model
 from dynamo_lightning.policy.lora import LoraConfig, add_adapters
 
 if TYPE_CHECKING:
@@ -68,9 +69,10 @@ def load_tokenizer(model_name: str, config: PolicyConfig | None = None) -> PreTr
     from transformers import AutoTokenizer
 
     path, config = resolve_model_name(model_name), config or PolicyConfig()
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, trust_remote_code=config.trust_remote_code, **({"revision": config.revision} if config.revision else {})
-    )
+    require_model(path, config.revision)
+    revision = {"revision": config.revision} if config.revision else {}
+    with loading(model_name):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code, **revision)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {model_name} has no end-of-sequence token: responses could never end")
     if tokenizer.pad_token_id is None:
@@ -83,11 +85,11 @@ def load_architecture(model_name: str, config: PolicyConfig) -> PretrainedConfig
     """The configuration of a model, without its weights."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(
-        resolve_model_name(model_name),
-        trust_remote_code=config.trust_remote_code,
-        **({"revision": config.revision} if config.revision else {}),
-    )
+    path = resolve_model_name(model_name)
+    require_model(path, config.revision)
+    revision = {"revision": config.revision} if config.revision else {}
+    with loading(model_name):
+        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, **revision)
 
 
 def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
@@ -111,7 +113,8 @@ def load_policy(model_name: str, config: PolicyConfig) -> PreTrainedModel:
         else:
             if config.revision is not None:
                 options["revision"] = config.revision
-            policy = AutoModelForCausalLM.from_pretrained(path, **options)
+            with loading(model_name):
+                policy = AutoModelForCausalLM.from_pretrained(path, **options)
     except (ValueError, ImportError) as error:
         if config.attn_implementation is None or "attention" not in str(error).lower():
             raise
