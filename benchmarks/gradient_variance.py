@@ -62,6 +62,7 @@ from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt, Rollout, RolloutRequest
 from dynamo_lightning.update.config import UpdateConfig
 
@@ -228,8 +229,9 @@ def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list
         for prompt in checkpoint.prompts
         for index in range(scale.num_references)
     ]
-    rollouts = TransformersEngine(batch_size=256).generate(
-        policy, load_tokenizer(MODEL), requests, max_response_length=MAX_RESPONSE_LENGTH, temperature=1.0
+    engine = TransformersEngine(batch_size=256)
+    rollouts = sample_rollouts(
+        engine, policy, load_tokenizer(MODEL), requests, max_response_length=MAX_RESPONSE_LENGTH, temperature=1.0
     )
     references = []
     for start in range(0, len(rollouts), scale.num_references):

@@ -6,7 +6,7 @@ All but one are frozen dataclasses. Two rollouts are never matched by position, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,10 @@ from torch import Tensor
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+Key = tuple[int, int]
+"""`(prompt_id, sample_index)`."""
+Status = Literal["finished", "truncated", "failed"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class GroupPlan:
     unseen: bool = True
     """The prompt had no outcome yet."""
 
+    @property
+    def sample_indices(self) -> range:
+        """Sample indices of its rollouts."""
+        return range(self.first_sample_index, self.first_sample_index + self.size)
+
+    @property
+    def keys(self) -> list[Key]:
+        """Keys of its rollouts, `[size]`."""
+        return [(self.prompt.prompt_id, index) for index in self.sample_indices]
+
 
 class PromptBatch:
     """The global batch of one RL iteration, the same on every rank, with its allocation.
@@ -98,7 +112,7 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One response to sample; the seed makes it independent of how requests are batched or spread over ranks."""
+    """One rollout to sample; the seed makes it independent of how requests are batched or spread over ranks."""
 
     prompt: Prompt
     sample_index: int
@@ -106,39 +120,77 @@ class RolloutRequest:
     seed: int
     """63-bit seed from (run seed, iteration, prompt id, sample index)."""
 
+    @property
+    def key(self) -> Key:
+        """Key of its rollout."""
+        return self.prompt.prompt_id, self.sample_index
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A span of tokens that the policy sampled in one go.
+
+    Example:
+        A response of three tokens, an observation of two and a second response of one: `Turn(0, 3)` and `Turn(5, 6)`.
+    """
+
+    start: int
+    """Position of its first token in `Rollout.token_ids`."""
+    stop: int
+    """Position behind its last token."""
+    version: int = 0
+    """Optimizer steps of the weights that sampled it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One sampled response. Its numbers are numpy arrays; sequences of numbers are converted.
+    """One sampled conversation: of one turn, or of several with what an environment said in between.
+
+    Its numbers are numpy arrays; sequences of numbers are converted. "Response tokens" are those that the policy
+    sampled: only they are trained on.
 
     Example:
-        `Rollout(prompt, sample_index=0, token_ids=[52, 2], logprobs=[-0.3, -0.01], text="4", truncated=False)`
+        `Rollout(prompt, sample_index=0, token_ids=[52, 2], logprobs=[-0.3, -0.01], text="4")`; with an observation of
+        two tokens after the first turn of one: `Rollout(prompt, 0, [52, 7, 8, 2], [-0.3, -0.01], "4",
+        loss_mask=[True, False, False, True], turns=(Turn(0, 1), Turn(3, 4)))`
     """
 
     prompt: Prompt
     sample_index: int
     token_ids: IntArray
-    """Response tokens with the end-of-sequence token, if it came, `[response_length]`, at least one."""
+    """All tokens after the prompt, with the end-of-sequence tokens that came, `[num_tokens]`, at least one."""
     logprobs: FloatArray
     """The engine's own log-probability of each response token, nats, float32, `[response_length]`."""
     text: str
-    """The decoded response without special tokens."""
-    truncated: bool
-    """Whether the length limit ended the response instead of an end-of-sequence token."""
+    """What the policy said, decoded without special tokens; several turns are joined by a line break."""
+    status: Status = "finished"
+    """`truncated` if the length limit ended it, `failed` if its environment raised an exception."""
+    loss_mask: BoolArray = None  # type: ignore[assignment]  # an array once it is there
+    """True at response tokens, `[num_tokens]`; by default everywhere."""
+    turns: tuple[Turn, ...] = ()
+    """What was sampled in one go, in order; by default everything."""
+    environment_reward: float | None = None
+    """Sum of what the environment gave, in place of the reward function's; `None` if it gave nothing."""
+    failure: str = ""
+    """The environment's exception in words, for the log."""
+    token_statistics: FloatArray | None = None
+    """Statistics of the distribution that each response token was drawn from, `[response_length, num_statistics]`,
+    columns as the fields of `TokenStatistics`; `None` if the engine does not give them."""
 
     def __post_init__(self) -> None:
-        """Convert the numbers."""
-        object.__setattr__(self, "token_ids", np.asarray(self.token_ids, dtype=np.int32))
+        """Convert the numbers and fill in the defaults."""
+        token_ids = np.asarray(self.token_ids, dtype=np.int32)
+        mask = np.ones(len(token_ids), dtype=bool) if self.loss_mask is None else self.loss_mask
+        object.__setattr__(self, "token_ids", token_ids)
         object.__setattr__(self, "logprobs", np.asarray(self.logprobs, dtype=np.float32))
+        object.__setattr__(self, "loss_mask", np.asarray(mask, dtype=bool))
+        object.__setattr__(self, "turns", self.turns or (Turn(0, len(token_ids)),))
 
     def __eq__(self, other: object) -> bool:
         """Equality of all fields; `==` of arrays alone would give an array."""
-        return (
-            isinstance(other, Rollout)
-            and (self.prompt, self.key, self.text, self.truncated)
-            == (other.prompt, other.key, other.text, other.truncated)
-            and np.array_equal(self.token_ids, other.token_ids)
-            and np.array_equal(self.logprobs, other.logprobs)
+        return isinstance(other, Rollout) and all(
+            np.array_equal(own, theirs) if isinstance(own, np.ndarray) else own == theirs
+            for own, theirs in ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         )
 
     def __hash__(self) -> int:
@@ -146,9 +198,24 @@ class Rollout:
         return hash(self.key)
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """What outcomes are joined on: `(prompt_id, sample_index)`."""
         return self.prompt.prompt_id, self.sample_index
+
+    @property
+    def truncated(self) -> bool:
+        """True if the length limit ended it."""
+        return self.status == "truncated"
+
+    @property
+    def response_length(self) -> int:
+        """Number of response tokens."""
+        return int(np.count_nonzero(self.loss_mask))
+
+    @property
+    def response_ids(self) -> IntArray:
+        """The response tokens, `[response_length]`."""
+        return self.token_ids[self.loss_mask]
 
 
 @dataclass(frozen=True)
@@ -173,40 +240,93 @@ class Outcome:
     sample_index: int
     score: Score
     response_length: int
-    """Tokens."""
+    """Tokens that the policy sampled."""
     truncated: bool
+    """The length limit ended it."""
+    num_observed: int = 0
+    """Tokens that its environment said."""
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Key:
         """`(prompt_id, sample_index)`."""
         return self.prompt_id, self.sample_index
 
+    @property
+    def num_tokens(self) -> int:
+        """All tokens after the prompt."""
+        return self.response_length + self.num_observed
 
-def merge_parts(parts: Sequence[PromptBatch]) -> PromptBatch:
-    """One batch of the parts of an iteration, a pilot and its commit: each prompt's groups as one."""
-    sizes: dict[int, int] = {}
-    for plan in (plan for part in parts for plan in part.plans):
-        sizes[plan.prompt.prompt_id] = sizes.get(plan.prompt.prompt_id, 0) + plan.size
-    whole = (replace(plan, size=sizes[plan.prompt.prompt_id], share=1.0) for plan in parts[0].plans)
-    return PromptBatch(parts[0].iteration, tuple(whole))
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """A planned group with what became of it.
+
+    Example:
+        `RolloutGroup(GroupPlan(prompt, size=2), rollouts=(r0,), outcomes=(o0, o1))`: the second of its two rollouts is
+        another rank's.
+    """
+
+    plan: GroupPlan
+    rollouts: tuple[Rollout, ...]
+    """Those that this rank has, in any order."""
+    outcomes: tuple[Outcome, ...]
+    """All ranks' outcomes, by sample index; without those whose failed reward drops the rollout."""
+
+
+def make_groups(
+    plans: Sequence[GroupPlan], rollouts: Sequence[Rollout], outcomes: Sequence[Outcome]
+) -> tuple[RolloutGroup, ...]:
+    """Join rollouts and outcomes to the groups they were planned in, on `(prompt_id, sample_index)`.
+
+    Args:
+        plans: The groups, `[num_groups]`; a prompt may have several, with different sample indices.
+        rollouts: In any order.
+        outcomes: In any order.
+    """
+    group_of = {key: group for group, plan in enumerate(plans) for key in plan.keys}
+    own: list[list[Rollout]] = [[] for _ in plans]
+    scored: list[list[Outcome]] = [[] for _ in plans]
+    for rollout in rollouts:
+        own[group_of[rollout.key]].append(rollout)
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.sample_index):
+        scored[group_of[outcome.key]].append(outcome)
+    return tuple(RolloutGroup(plan, tuple(own[i]), tuple(scored[i])) for i, plan in enumerate(plans))
+
+
+def whole_batch(iteration: int, plans: Sequence[GroupPlan]) -> PromptBatch:
+    """The batch of an iteration's groups, a pilot and a commit group of one prompt taken as one."""
+    whole: dict[int, GroupPlan] = {}
+    for plan in plans:
+        first = whole.setdefault(plan.prompt.prompt_id, replace(plan, share=1.0))
+        if first.first_sample_index != plan.first_sample_index:
+            whole[plan.prompt.prompt_id] = replace(first, size=first.size + plan.size)
+    return PromptBatch(iteration, tuple(whole.values()))
 
 
 @dataclass(frozen=True)
 class Collected:
     """What an iteration sampled and will be trained on."""
 
-    parts: tuple[PromptBatch, ...]
-    """One, or the pilot and the commit part; the same prompts in the same order."""
-    rollouts: tuple[Rollout, ...]
-    """This rank's share of the rollouts of these prompts, about as many tokens as the others'."""
-    outcomes: tuple[Outcome, ...]
-    """All ranks' outcomes of these prompts; without those whose failed reward drops the rollout."""
+    iteration: int
+    """RL iterations finished before this one."""
+    groups: tuple[RolloutGroup, ...]
+    """One of each prompt, or with a pilot all pilot groups and then all commit groups. This rank's rollouts in them
+    are about as many tokens as the others'."""
     filler: Rollout
     """Any rollout sampled on this rank."""
     num_tokens: int
     """Prompt and response tokens of everything that was sampled, all ranks, also of what is not trained on."""
     metrics: Mapping[str, float]
-    """Failed rewards, and how dynamic sampling went."""
+    """Failed rewards, staleness, and how dynamic sampling went."""
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """All ranks' outcomes, by position of the prompt and sample index."""
+        position: dict[int, int] = {}
+        for group in self.groups:
+            position.setdefault(group.plan.prompt.prompt_id, len(position))
+        found = (outcome for group in self.groups for outcome in group.outcomes)
+        return tuple(sorted(found, key=lambda outcome: (position[outcome.prompt_id], outcome.sample_index)))
 
 
 @dataclass(frozen=True)
@@ -238,7 +358,7 @@ class RolloutBatch:
     @property
     def response_lengths(self) -> Tensor:
         """Response tokens of each rollout, `[num_rollouts]`, int64."""
-        return torch.tensor([len(rollout.token_ids) for rollout in self.rollouts], dtype=torch.int64)
+        return torch.tensor([rollout.response_length for rollout in self.rollouts], dtype=torch.int64)
 
     @property
     def token_rollouts(self) -> Tensor:

@@ -11,38 +11,35 @@ from dynamo_lightning.types import Collected, RolloutBatch
 def join(collected: Collected, advantage: Advantage) -> RolloutBatch:
     """This rank's rollouts with their advantages, which are computed over the rollouts of all ranks.
 
-    Outcomes and rollouts are joined on `(prompt_id, sample_index)`; a rollout without outcome was dropped. Each planned
-    group is one of its own: a pilot and its commit have leave-one-out means of their own, for the commit's size depends
-    on the pilot's outcomes, so that pooling them would bias the gradient.
+    A rollout without outcome was dropped. Each planned group is one of its own: a pilot and its commit have
+    leave-one-out means of their own, for the commit's size depends on the pilot's outcomes, so that pooling them would
+    bias the gradient.
 
     Args:
         collected: What the iteration sampled.
         advantage: How rewards become advantages.
     """
-    outcomes = collected.outcomes
-    plans = [plan for part in collected.parts for plan in part.plans]
-    group_of = {
-        (plan.prompt.prompt_id, sample_index): group
-        for group, plan in enumerate(plans)
-        for sample_index in range(plan.first_sample_index, plan.first_sample_index + plan.size)
-    }
-    position = {prompt.prompt_id: index for index, prompt in enumerate(collected.parts[0].prompts)}
-    group_indices = torch.tensor([group_of[outcome.key] for outcome in outcomes], dtype=torch.int64)
+    groups = collected.groups
+    outcomes = [outcome for group in groups for outcome in group.outcomes]
+    counts = torch.tensor([len(group.outcomes) for group in groups], dtype=torch.int64)
+    group_indices = torch.arange(len(groups)).repeat_interleave(counts)
     rewards = torch.tensor([outcome.score.reward for outcome in outcomes], dtype=torch.float32)
     lengths = torch.tensor([outcome.response_length for outcome in outcomes], dtype=torch.int64)
     advantages = advantage(rewards, group_indices)
-    empty = torch.zeros(len(plans), dtype=torch.int64)
     row_of = {outcome.key: row for row, outcome in enumerate(outcomes)}
-    own = [rollout for rollout in collected.rollouts if rollout.key in row_of]
+    own = [rollout for group in groups for rollout in group.rollouts if rollout.key in row_of]
     own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
+    position: dict[int, int] = {}
+    prompts = [position.setdefault(group.plan.prompt.prompt_id, len(position)) for group in groups]
+    empty = torch.zeros(len(groups), dtype=torch.int64)
     return RolloutBatch(
-        iteration=collected.parts[0].iteration,
+        iteration=collected.iteration,
         rollouts=tuple(own),
         advantages=advantages[own_rows],
         group_indices=group_indices[own_rows],
-        group_prompts=torch.tensor([position[plan.prompt.prompt_id] for plan in plans], dtype=torch.int64),
-        group_shares=torch.tensor([plan.share for plan in plans], dtype=torch.float64),
-        group_sizes=empty.index_add(0, group_indices, torch.ones_like(lengths)),
+        group_prompts=torch.tensor(prompts, dtype=torch.int64),
+        group_shares=torch.tensor([group.plan.share for group in groups], dtype=torch.float64),
+        group_sizes=counts,
         group_tokens=empty.index_add(0, group_indices, lengths),
         group_has_signal=empty.index_add(0, group_indices, (advantages != 0).long()) > 0,
         filler=collected.filler,

@@ -83,5 +83,5 @@ def token_keys(batch: RolloutBatch, device: torch.device) -> Tensor:
     numbers = [np.zeros(0, dtype=np.uint64)]
     for rollout in batch.rollouts:
         seed = derive_seed(run_seed(), "tokens", batch.iteration, *rollout.key)
-        numbers.append(np.random.Philox(key=seed).random_raw(len(rollout.token_ids)))
+        numbers.append(np.random.Philox(key=seed).random_raw(rollout.response_length))
     return torch.from_numpy((np.concatenate(numbers) >> np.uint64(1)).astype(np.int64)).to(device)

@@ -68,7 +68,7 @@ def sampling_tolerance(
 ) -> float | None:
     """The largest mean difference that the run goes on with, nats; `None` if there is nothing to compare.
 
-    Rollouts that older weights sampled on purpose (`model.one_step_off`) and tokens drawn from a filtered distribution
+    Rollouts that older weights sampled on purpose (`model.max_staleness`) and tokens drawn from a filtered distribution
     (`model.generator.token_filter`) differ rightly.
 
     Args:

@@ -12,6 +12,7 @@ from dynamo_lightning.engines.vllm import client
 from dynamo_lightning.engines.vllm.client import ServerRefused
 from dynamo_lightning.engines.vllm.server import VLLMServerEngine
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import RolloutRequest
 
 
@@ -54,8 +55,9 @@ def requests(make_prompt):
 
 
 def generate(generator, policy, requests, tiny_policy, max_response_length=8):
-    return generator.generate(
-        policy, load_tokenizer(tiny_policy), requests, max_response_length=max_response_length, temperature=1.0
+    tokenizer = load_tokenizer(tiny_policy)
+    return sample_rollouts(
+        generator, policy, tokenizer, requests, max_response_length=max_response_length, temperature=1.0
     )
 
 

@@ -24,17 +24,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynamo_lightning.distributed import gather_objects, rank, stop_together
+from dynamo_lightning.engines.engine import Request
 from dynamo_lightning.engines.vllm.client import ServerDown, ServerRefused, Spread, call, retry
 from dynamo_lightning.engines.vllm.engine import (
-    Completion,
     EngineDtype,
+    Output,
     TokenFilter,
     VLLMEngine,
 )
 from dynamo_lightning.engines.vllm.weights import sum_workers
 from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION, describe_architecture
 from dynamo_lightning.errors import RunError, UserError
-from dynamo_lightning.types import RolloutRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -252,12 +252,13 @@ class VLLMServerEngine(VLLMEngine):
     # --- requests -----------------------------------------------------------------------------------------------------
 
     @override
-    def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
+    def complete(self, requests: Sequence[Request], params: Mapping[str, Any], version: str) -> list[Output]:
 
-        def work(url: str, request: RolloutRequest) -> Completion:
-            body = {"token_ids": request.prompt.token_ids, "sampling_params": {**params, "seed": request.seed}}
+        def work(url: str, request: Request) -> Output:
+            own = {"max_tokens": request.max_tokens, "seed": request.seed}
+            body = {"token_ids": list(request.token_ids), "sampling_params": {**params, **own}}
             choice = call(url, "/inference/v1/generate", body, time_limit=self.time_limit)["choices"][0]
-            completion = Completion(
+            completion = Output(
                 tuple(choice["token_ids"]),
                 tuple(token["logprob"] for token in choice["logprobs"]["content"]),
                 frozenset(span["version"] for span in choice["weight_versions"] or ()),
