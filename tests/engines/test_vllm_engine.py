@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dynamo_lightning.data.arithmetic import write_architecture
-from dynamo_lightning.engines.vllm.client import ServerDown, call, retry
+from dynamo_lightning.engines.vllm.client import ServerClient, ServerDown, retry
 from dynamo_lightning.engines.vllm.colocated import VLLMColocatedEngine
 from dynamo_lightning.engines.vllm.pad_heads import write_padded
 from dynamo_lightning.engines.vllm.server import VLLMServerEngine
@@ -251,16 +251,18 @@ def servers(folder, tmp_path_factory):
     """Real servers, `[(process, port)]`: two of the tied policy, of which one is killed, and one of the other."""
     path = tmp_path_factory.mktemp("servers") / "log"
     num_servers = 2 if load_policy(folder, PolicyConfig()).config.tie_word_embeddings else 1
+    client = ServerClient(max_connections=1)
     with path.open("wb") as log:
         running = [(start_server(folder, port, log), port) for port in (free_port() for _ in range(num_servers))]
         try:
             for _, port in running:
-                retry(lambda port=port: call(f"http://127.0.0.1:{port}", "/health", time_limit=5), 300)
+                retry(lambda port=port: client.call(f"http://127.0.0.1:{port}", "/health", time_limit=5), 300)
             yield running
         except ServerDown:
             print(path.read_text()[-5000:])
             raise
         finally:
+            client.close()
             for process, _ in running:
                 if process.poll() is None:
                     kill(process)
