@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.runs.csv_log import replace_text, superseded_path
+from dynamo_lightning.files import write_atomically
+from dynamo_lightning.runs.csv_log import superseded_path
 from dynamo_lightning.types import IterationRecord
 
 
@@ -71,7 +72,7 @@ def set_aside(path: Path, iteration: int) -> None:
         (later if is_later else kept).append(line)
     if later:
         superseded_path(path).write_text("".join(later), encoding="utf-8")
-        replace_text(path, "".join(kept))
+        write_atomically(path, "".join(kept))
 
 
 class RolloutTable(Callback):

@@ -12,12 +12,12 @@ from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, Dynami
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
 from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.errors import RunError
+from dynamo_lightning.rewards.failures import failure_metrics
 from dynamo_lightning.rewards.group_scoring import score_complete_groups
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
 from dynamo_lightning.rollout.ahead import RolloutsAhead
 from dynamo_lightning.rollout.exchange import spread_over_ranks
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
-from dynamo_lightning.training_metrics import failure_metrics
 from dynamo_lightning.types import Collected, Outcome, PromptBatch, Rollout, Score
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import Collected, IterationRecord, merge_parts
 from dynamo_lightning.update.experience import Experience
+from dynamo_lightning.update.metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.update.updater import UpdateResult
 
 
