@@ -81,6 +81,7 @@ CALLBACKS = (
     "VarianceReductionMonitor",
     "ModulationHistograms",
     "RolloutTable",
+    "GroupTable",
     "PredictionWriter",
     "BenchmarkReport",
     "ThroughputMonitor",

@@ -23,7 +23,7 @@ def iteration_record(
 
     Args:
         collected: Rollouts and outcomes.
-        experience: For the factors of the modulation.
+        experience: For the factors of the modulation and the values of the tokens.
         result: Metrics of the update.
         staleness: Metrics of the age of the weights that sampled the rollouts.
         size_limits: Smallest and largest allowed size of a group.
@@ -40,6 +40,9 @@ def iteration_record(
     }
     if result.gradient_norms:
         metrics["grad_norm"] = sum(result.gradient_norms) / len(result.gradient_norms)
+    token_values = {"advantage": experience.modulated.advantages}
+    if experience.token_entropy is not None:
+        token_values["entropy"] = experience.token_entropy
     return IterationRecord(
         batch=batch,
         outcomes=collected.outcomes,
@@ -50,4 +53,5 @@ def iteration_record(
         factors=experience.modulated.factors,
         seconds=dict(seconds),
         metrics=metrics,
+        token_values=token_values,
     )
