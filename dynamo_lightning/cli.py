@@ -28,7 +28,6 @@ from dynamo_lightning.data.literal_text import keep_text_literal, literal_argume
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.errors import MissingFileError, RunError, UserError
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.report import compare
 from dynamo_lightning.runs.choice import (
     APPENDING_CSV,
     check_checkpoint_folders,
@@ -38,17 +37,18 @@ from dynamo_lightning.runs.choice import (
     is_first_rank,
     point_loggers,
 )
-from dynamo_lightning.runs.config import RunConfig, readable_config
-from dynamo_lightning.runs.exports import already_exported, check_empty, record_export
-from dynamo_lightning.runs.folder import RunFolder
-from dynamo_lightning.runs.progress import finished_iterations, reason_to_stop
-from dynamo_lightning.suggestions import (
+from dynamo_lightning.runs.class_names import (
     choices_by_option,
     config_with_class_paths,
     did_you_mean,
     nearest,
     with_class_paths,
 )
+from dynamo_lightning.runs.comparison import compare
+from dynamo_lightning.runs.config import RunConfig, readable_config
+from dynamo_lightning.runs.exports import already_exported, check_empty, record_export
+from dynamo_lightning.runs.folder import RunFolder
+from dynamo_lightning.runs.progress import finished_iterations, reason_to_stop
 from dynamo_lightning.warm_start import Demonstrations, warm_start
 
 LOGGERS = (APPENDING_CSV, "lightning.pytorch.loggers.TensorBoardLogger")
@@ -81,6 +81,7 @@ CALLBACKS = (
     "VarianceReductionMonitor",
     "ModulationHistograms",
     "RolloutTable",
+    "GroupTable",
     "PredictionWriter",
     "BenchmarkReport",
     "ThroughputMonitor",

@@ -387,3 +387,6 @@ class IterationRecord:
     """Wall-clock seconds of each phase: generate, reward, logprobs, update."""
     metrics: Mapping[str, float]
     """Everything logged in this iteration, by metric name."""
+    token_values: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name values of the response tokens of this rank's rollouts that have an outcome, `[num_tokens]` each:
+    `advantage` after modulation, and `entropy` before the update (nats, NaN where it was not computed)."""

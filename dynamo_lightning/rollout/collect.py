@@ -13,12 +13,12 @@ from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_to
 from dynamo_lightning.engines.engine import Completion, Engine, Request, SamplingConfig
 from dynamo_lightning.environments import Environment
 from dynamo_lightning.errors import RunError
+from dynamo_lightning.rewards.failures import failure_metrics
 from dynamo_lightning.rewards.group_scoring import score_complete_groups
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share, needs_reward
 from dynamo_lightning.rollout.exchange import spread_over_ranks
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.rollout.runner import RolloutRunner
-from dynamo_lightning.training_metrics import failure_metrics
 from dynamo_lightning.types import (
     Collected,
     GroupPlan,

@@ -8,6 +8,7 @@ their entropies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Experience:
     only of this rank's tokens that are not trained on."""
     logp_tolerance: float | None = None
     """Largest mean difference that an update starts with; `None` checks nothing."""
+    token_entropy: Tensor | None = None
+    """Entropy of this rank's response tokens before the update, nats, `[num_tokens]`; NaN where it was not computed."""
     modulation_inputs: ModulationInputs | None = None
     """What the modulation was computed from; only if it has candidates for later steps."""
 
@@ -129,5 +132,6 @@ def prepare_experience(
         engine_weights=weights,
         difference=difference,
         logp_tolerance=logp_tolerance,
+        token_entropy=statistics.entropy.where(computed, math.nan),
         modulation_inputs=inputs if modulated.candidates is not None else None,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynamo_lightning.training_metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.types import Collected, IterationRecord, whole_batch
 from dynamo_lightning.update.experience import Experience
+from dynamo_lightning.update.metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.update.updater import UpdateResult
 
 
@@ -22,7 +22,7 @@ def iteration_record(
 
     Args:
         collected: Rollouts and outcomes.
-        experience: For the factors of the modulation.
+        experience: For the factors of the modulation and the values of the tokens.
         result: Metrics of the update.
         size_limits: Smallest and largest allowed size of a group.
         seconds: Wall-clock seconds of each phase.
@@ -38,6 +38,9 @@ def iteration_record(
     }
     if result.gradient_norms:
         metrics["grad_norm"] = sum(result.gradient_norms) / len(result.gradient_norms)
+    token_values = {"advantage": experience.modulated.advantages}
+    if experience.token_entropy is not None:
+        token_values["entropy"] = experience.token_entropy
     return IterationRecord(
         batch=batch,
         outcomes=outcomes,
@@ -48,4 +51,5 @@ def iteration_record(
         factors=experience.modulated.factors,
         seconds=dict(seconds),
         metrics=metrics,
+        token_values=token_values,
     )

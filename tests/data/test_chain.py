@@ -24,8 +24,8 @@ from dynamo_lightning.data.chain import (
 )
 from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
-from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.policy.embedded import local_path
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 
 MODEL = "embedded:chain-qwen3"

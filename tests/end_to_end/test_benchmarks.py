@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dynamo_lightning.cli import main, shipped_configs
-from dynamo_lightning.embedded import local_path
+from dynamo_lightning.policy.embedded import local_path
 
 REPORT = '--trainer.callbacks+={"class_path": "dynamo_lightning.callbacks.BenchmarkReport"}'
 COLUMNS = {"source", "prompt_id", "row", "sample_index", "question", "answer", "response", "final_answer", "reward",

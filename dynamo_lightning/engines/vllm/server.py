@@ -12,7 +12,6 @@ The development endpoints are open to whoever reaches the port: bind servers to 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from dynamo_lightning.engines.vllm.spread import Spread
 from dynamo_lightning.engines.vllm.weights import sum_workers
 from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION, describe_architecture
 from dynamo_lightning.errors import RunError, UserError
+from dynamo_lightning.files import folder_written_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -331,18 +331,14 @@ def save_weights(weights: Iterator[tuple[str, Tensor]], folder: Path) -> Path:
     """Write weights as safetensors files of about 2 GiB; the folder appears when it is complete."""
     from safetensors.torch import save_file
 
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shard: dict[str, Tensor] = {}
-    number = 0
-    for name, value in weights:
-        shard[name] = value.cpu().contiguous()
-        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+    with folder_written_atomically(folder) as partial:
+        shard: dict[str, Tensor] = {}
+        number = 0
+        for name, value in weights:
+            shard[name] = value.cpu().contiguous()
+            if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+                save_file(shard, partial / f"model-{number:05d}.safetensors")
+                shard, number = {}, number + 1
+        if shard:
             save_file(shard, partial / f"model-{number:05d}.safetensors")
-            shard, number = {}, number + 1
-    if shard:
-        save_file(shard, partial / f"model-{number:05d}.safetensors")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
     return folder
