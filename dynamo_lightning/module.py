@@ -58,7 +58,7 @@ from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
 from dynamo_lightning.update.plan import passes_per_rollout
 from dynamo_lightning.update.record import iteration_record
-from dynamo_lightning.update.sampling_check import sampling_tolerance
+from dynamo_lightning.update.sampling_check import is_exact, sampling_tolerance
 from dynamo_lightning.update.settings import UpdateSettings
 from dynamo_lightning.update.steps import TrainedPolicy
 from dynamo_lightning.update.updater import PolicyUpdater
@@ -276,6 +276,14 @@ class PolicyModule(EvaluationLoops):
         set_training_mode(self.policy)
         with self.trainer.precision_plugin.forward_context():
             layout = choose_layout(self.policy)
+            # Log-probabilities and entropies need no pass of their own where the sampler has them exactly.
+            generator = self.collector.generator
+            self.collector.with_statistics = (
+                generator.gives_statistics
+                and not self.updater.settings.uses_external_engine
+                and not self.update_config.recompute_logprobs
+                and is_exact(generator, self.policy)
+            )
         for reference in self._reference:
             set_token_layout(reference, layout)
 

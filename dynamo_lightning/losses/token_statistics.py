@@ -8,7 +8,7 @@ The arithmetic is in `logits_tiles.py` and `fused_statistics.py`; `statistics_fr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +40,11 @@ class TokenStatistics:
         return TokenStatistics(self.logprobs.detach(), self.entropy.detach(), self.squared_prob_lambda.detach())
 
 
+def columns_of(statistics: TokenStatistics) -> tuple[Tensor, ...]:
+    """The statistics in the order of their fields, `[num_tokens]` each."""
+    return tuple(getattr(statistics, field.name) for field in fields(statistics))
+
+
 def statistics_from_logits(
     logits: Tensor, targets: Tensor, entropy_gradient: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,12 +67,21 @@ def statistics_from_logits(
     logprobs = all_logprobs.gather(-1, targets[:, None]).squeeze(-1)
     if not entropy_gradient:
         all_logprobs = all_logprobs.detach()
+    return logprobs, *distribution_statistics(all_logprobs)
+
+
+def distribution_statistics(all_logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropies and Σπ²Λ, `[num_tokens]` each, from log-probabilities of the whole vocabulary.
+
+    Args:
+        all_logprobs: `[num_tokens, vocab_size]`, nats.
+    """
     probs = all_logprobs.exp()
     # A token that a mask has made impossible has log π = −∞ and π = 0; its share π log π is 0, not NaN.
     weighted = torch.where(probs > 0, probs * all_logprobs, 0.0)
     entropy = -weighted.sum(-1)
     squared_prob_lambda = (probs * weighted).sum(-1) + entropy * probs.square().sum(-1)
-    return logprobs, entropy, squared_prob_lambda
+    return entropy, squared_prob_lambda
 
 
 def token_statistics(

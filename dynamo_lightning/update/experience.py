@@ -14,16 +14,24 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects, gather_values, sum_over_ranks
 from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_metrics
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.modulation_inputs import ModulationInputs
+from dynamo_lightning.losses.token_statistics import TokenStatistics, columns_of
 from dynamo_lightning.types import RolloutBatch
-from dynamo_lightning.update.logprobs import all_statistics, check_finite, token_keys
+from dynamo_lightning.update.logprobs import all_statistics, check_finite, engine_statistics, token_keys
 from dynamo_lightning.update.plan import UpdatePlan, row_indices
-from dynamo_lightning.update.sampling_check import LogpDifference, check_difference, global_difference, sampled_logprobs
+from dynamo_lightning.update.sampling_check import (
+    LogpDifference,
+    check_difference,
+    check_statistics,
+    global_difference,
+    sampled_logprobs,
+)
 from dynamo_lightning.update.settings import UpdateSettings
 
 if TYPE_CHECKING:
@@ -54,8 +62,8 @@ class Experience:
     engine_weights: Tensor | None = None
     """Importance weights of this rank's response tokens, `[num_tokens]`; only if another engine sampled them."""
     difference: LogpDifference = field(default_factory=LogpDifference)
-    """Between the log-probabilities of sampling and of training: of all tokens and ranks, or without `old_logprobs`
-    only of this rank's tokens that are not trained on."""
+    """Between the log-probabilities of sampling and of training: of all tokens and ranks if the plan compares
+    beforehand, else only of this rank's tokens that are not trained on."""
     logp_tolerance: float | None = None
     """Largest mean difference that an update starts with; `None` checks nothing."""
     token_entropy: Tensor | None = None
@@ -92,9 +100,16 @@ def prepare_experience(
     engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], statistics.logprobs)
     computed = plan.beforehand[batch.token_rollouts].to(policy.device)
     difference = LogpDifference.of(statistics.logprobs[computed], engine_logprobs[computed])
-    if plan.needs_old_logprobs:
+    if plan.compares_beforehand:
         difference = global_difference(difference)
         check_difference(difference, logp_tolerance, policy)
+    if plan.uses_engine_statistics:
+        given = engine_statistics(batch, statistics.logprobs)
+        check_statistics(given, statistics, computed, logp_tolerance, policy)
+        others = computed & ~plan.trained_on[batch.token_rollouts].to(policy.device)  # the update compares the rest
+        difference = LogpDifference.of(statistics.logprobs[others], engine_logprobs[others])
+        computed = plan.needed[batch.token_rollouts].to(policy.device)
+        statistics = TokenStatistics(*(torch.where(computed, value, 0.0) for value in columns_of(given)))
     advantages = batch.advantages[batch.token_rollouts].to(policy.device)
     modulated, token_selection = ModulatedAdvantages(advantages), None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,19 @@ def all_statistics(
             parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
             for column, part in zip(columns, parts, strict=True):
                 column[micro_batch.token_indices] = part.to(dtype)
+    return TokenStatistics(*columns)
+
+
+def engine_statistics(batch: RolloutBatch, like: Tensor) -> TokenStatistics:
+    """Statistics that the engine gave of all response tokens of this rank, `[num_tokens]` each.
+
+    Args:
+        batch: This rank's rollouts.
+        like: Type and device to have.
+    """
+    empty = np.empty((0, len(fields(TokenStatistics))), dtype=np.float32)
+    given = [rollout.token_statistics for rollout in batch.rollouts if rollout.token_statistics is not None]
+    columns = torch.from_numpy(np.concatenate([empty, *given])).to(like.device, like.dtype).unbind(-1)
     return TokenStatistics(*columns)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects
 from dynamo_lightning.errors import RunError
+from dynamo_lightning.losses.token_statistics import TokenStatistics, columns_of
 from dynamo_lightning.types import FloatArray
 
 if TYPE_CHECKING:
@@ -81,10 +82,14 @@ def sampling_tolerance(
         return None
     if configured is not None:
         return configured
+    return FULL_PRECISION_TOLERANCE if is_exact(generator, policy) else HALF_PRECISION_TOLERANCE
+
+
+def is_exact(generator: Engine, policy: PreTrainedModel) -> bool:
+    """True if sampling and training both compute in float32 or better; called in the precision context of training."""
     device = policy.device.type
     trained = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.dtype
-    is_exact = all(dtype in (torch.float32, torch.float64) for dtype in (trained, generator.engine_dtype(policy)))
-    return FULL_PRECISION_TOLERANCE if is_exact else HALF_PRECISION_TOLERANCE
+    return all(dtype in (torch.float32, torch.float64) for dtype in (trained, generator.engine_dtype(policy)))
 
 
 def check_difference(difference: LogpDifference, tolerance: float | None, policy: PreTrainedModel) -> None:
@@ -110,6 +115,25 @@ def check_difference(difference: LogpDifference, tolerance: float | None, policy
         "positions depend on the length, another model.generator or its dtype; raise model.sampling.logp_tolerance "
         "only if the precision explains the difference"
     )
+
+
+def check_statistics(
+    given: TokenStatistics, computed: TokenStatistics, chosen: Tensor, tolerance: float | None, policy: PreTrainedModel
+) -> None:
+    """Stop a run whose engine gives other statistics of its distributions than the policy has; called on all ranks.
+
+    Args:
+        given: By the engine, `[num_tokens]` each.
+        computed: By the policy in one pass, `[num_tokens]` each.
+        chosen: Tokens to compare, `[num_tokens]`, bool.
+        tolerance: Largest mean difference, nats; `None` checks nothing.
+        policy: For its name and kernel.
+
+    Raises:
+        RunError: As `check_difference` does.
+    """
+    for one, other in zip(columns_of(given), columns_of(computed), strict=True):
+        check_difference(global_difference(LogpDifference.of(other[chosen], one[chosen])), tolerance, policy)
 
 
 def sampled_logprobs(logprobs: Sequence[FloatArray], like: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class PolicyUpdater:
         sums: dict[str, Tensor] = {}
         num_steps = 0
         num_overflows = 0
-        difference = experience.difference if experience.plan.needs_old_logprobs else None
+        difference = experience.difference if experience.plan.compares_beforehand else None
         for step in experience.plan.steps:
             if not step.is_skipped:
                 trained.optimizer.zero_grad()
