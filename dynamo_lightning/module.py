@@ -205,6 +205,7 @@ class PolicyModule(EvaluationLoops):
         check_data_module(self.trainer)
         if self.one_step_off and self.datamodule.pilot:
             raise UserError(f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0")
+        self.loss.check_pilot(self.datamodule.pilot)
         if self.collector.generator.uses_external_engine and isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError(
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
@@ -373,9 +374,11 @@ class PolicyModule(EvaluationLoops):
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the rollouts that were sampled ahead: no weights that could sample them again are in a checkpoint."""
+        """Keep what the loss remembers, and rollouts sampled ahead: no weights to sample them again are saved."""
         if self.one_step_off:
             checkpoint["rollouts_ahead"] = self.collector.ahead.state_dict()
+        if remembered := self.loss.state_dict():
+            checkpoint["loss"] = remembered
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy in one line; for training, take over what is not in the weights."""
@@ -385,6 +388,7 @@ class PolicyModule(EvaluationLoops):
             warn_of_left_out(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), type(self).__name__)
         elif self.trainer.state.fn == TrainerFn.FITTING:
             self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
+            self.loss.load_state_dict(checkpoint.get("loss", {}))
             mend_epochs(checkpoint)
             apply_options(checkpoint, self.optimizer, self.lr_scheduler, self.trainer.optimizers)
 

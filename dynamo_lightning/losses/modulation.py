@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -137,6 +137,19 @@ class Modulation(ABC):
         The result then depends on how micro-batches are cut, and no rollout is skipped: all have a say in it.
         """
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers of earlier iterations, tensors and primitives only; empty if nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            UserError: If there is something to remember, and this modulation cannot.
+        """
+        if state_dict:
+            raise UserError(f"{type(self).__name__} remembers nothing, but the checkpoint has {sorted(state_dict)}")
 
     @abstractmethod
     def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:

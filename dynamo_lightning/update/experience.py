@@ -20,6 +20,7 @@ from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_met
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.types import RolloutBatch
+from dynamo_lightning.update.advantages import with_advantages
 from dynamo_lightning.update.logprobs import all_statistics, check_finite, token_keys
 from dynamo_lightning.update.plan import UpdatePlan, row_indices
 from dynamo_lightning.update.sampling_check import LogpDifference, check_difference, global_difference, sampled_logprobs
@@ -83,9 +84,16 @@ def prepare_experience(
     """
     everything = range(len(batch.rollouts))
     loss, config, temperature = settings.loss, settings.config, settings.temperature
-    plan = UpdatePlan.of(batch, loss, config, settings.uses_external_engine, policy.device)
-    statistics = all_statistics(policy, batch, row_indices(plan.beforehand), config, temperature)
-    check_finite(batch, statistics.logprobs)
+    weight_metrics: dict[str, float] = {}
+    if batch.rewards is not None:  # which rollouts have a gradient is known after the pass only
+        statistics = all_statistics(policy, batch, everything, config, temperature)
+        check_finite(batch, statistics.logprobs)
+        batch, weight_metrics = with_advantages(batch, statistics, loss)
+        plan = UpdatePlan.of(batch, loss, config, settings.uses_external_engine, policy.device)
+    else:
+        plan = UpdatePlan.of(batch, loss, config, settings.uses_external_engine, policy.device)
+        statistics = all_statistics(policy, batch, row_indices(plan.beforehand), config, temperature)
+        check_finite(batch, statistics.logprobs)
     engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], statistics.logprobs)
     computed = plan.beforehand[batch.token_rollouts].to(policy.device)
     difference = LogpDifference.of(statistics.logprobs[computed], engine_logprobs[computed])
@@ -112,6 +120,7 @@ def prepare_experience(
             reference_logprobs = all_statistics(frozen, batch, everything, config, temperature).logprobs
     metrics = {name: total / num_tokens for name, total in totals.items()}
     entropy = metrics.pop("entropy")
+    metrics.update(weight_metrics)
     weights = None
     if settings.uses_external_engine:
         rollouts = batch.token_rollouts.to(policy.device)

@@ -31,7 +31,7 @@ def all_statistics(
     """
     num_tokens = int(batch.response_lengths.sum())
     dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
-    columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(3)]
+    columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(4)]
     budget = config.max_tokens_per_micro_batch
     layout = token_layout(policy)
     for micro_batch, counts in MicroBatches(batch.rollouts, indices, batch.filler, budget, policy.device, layout):
@@ -39,8 +39,9 @@ def all_statistics(
             policy, micro_batch, temperature=temperature, max_logits_bytes=config.max_logits_bytes
         )
         if counts:
-            parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
+            parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda, statistics.squared_probs)
             for column, part in zip(columns, parts, strict=True):
+                assert part is not None
                 column[micro_batch.token_indices] = part.to(dtype)
     return TokenStatistics(*columns)
 
