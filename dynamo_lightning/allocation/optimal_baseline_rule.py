@@ -23,16 +23,16 @@ class OptimalBaselineRule(MarginalGainRule):
     `a = E[w e²] − ‖∇J‖² = p(1 − p) S₁S₀/W − ‖∇J‖²`, `W = pS₁ + (1 − p)S₀`. A group of one is allowed.
 
     **Group.** The leave-one-out baseline is a ratio of means; to first order (delta method)
-    `b_j − b* = Σ_{k≠j} φ_k/(n − 1)`. Then `ĝ = (1/n) Σ_j e_j s_j − Σ_{j≠k} φ_k s_j/(n(n − 1))`: a U-statistic with kernel
-    `h(x, y) = ½(e s + e' s') − ½(φ s' + φ' s)`. As `E s = E φ = 0`, the projection of h is `½(e s + ∇J)`, so `ζ₁ = a/4`;
-    the two halves of h are uncorrelated, so `ζ₂ = a/2 + c/2` with `c = E[w² e²]/W + ‖E φ s‖²`. Hoeffding's formula
-    `[4(n − 2)ζ₁ + 2ζ₂]/(n(n − 1))` gives `a/n + c/(n(n − 1))`, with `E[w² e²]/W = p(1 − p) S₁²S₀²/W³`.
+    `b_j − b* = Σ_{k≠j} φ_k/(n − 1)`. Then `ĝ = (1/n) Σ_j e_j s_j − Σ_{j≠k} φ_k s_j/(n(n − 1))`: a U-statistic with the
+    kernel `h(x, y) = ½(e s + e' s') − ½(φ s' + φ' s)`. As `E s = E φ = 0`, the projection of h is `½(e s + ∇J)`, so
+    `ζ₁ = a/4`; the two halves of h are uncorrelated, so `ζ₂ = a/2 + c/2` with `c = E[w² e²]/W + ‖E φ s‖²`. Hoeffding's
+    formula `[4(n − 2)ζ₁ + 2ζ₂]/(n(n − 1))` gives `a/n + c/(n(n − 1))`, with `E[w² e²]/W = p(1 − p) S₁²S₀²/W³`.
     With `S₁ = S₀` that is `a/(n − 1)`, the `rloo` rule. The next terms are of order 1/n³: for groups of two or three
     the formula is rough, and too small where failures have much larger scores than successes.
 
     Prompts are taken to have the same S₀ and the ratio `ρ = S₁/S₀` of `score_ratio`, and ‖∇J‖² to be small against the
-    variance of one rollout: `a ∝ p(1 − p) ρ/u`, `c ∝ a ρ/u²` with `u = pρ + 1 − p`, of the expected p. Gains of the next
-    rollout: `a/(n(n + 1))` and `2c/((n − 1)n(n + 1))`, which strictly fall.
+    variance of one rollout: `a ∝ p(1 − p) ρ/u`, `c ∝ a ρ/u²` with `u = pρ + 1 − p`, of the expected p. Gains of the
+    next rollout: `a/(n(n + 1))` and `2c/((n − 1)n(n + 1))`, which strictly fall.
 
     Args:
         baseline: Where the baseline comes from: `history`, with `half_life` set in the advantage, or the `group`.
