@@ -294,3 +294,5 @@ class IterationRecord:
     """Wall-clock seconds of each phase: generate, reward, logprobs, update."""
     metrics: Mapping[str, float]
     """Everything logged in this iteration, by metric name."""
+    trained: RolloutBatch | None = None
+    """This rank's rollouts with the advantages that they were trained with."""

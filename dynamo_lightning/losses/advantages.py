@@ -130,8 +130,9 @@ class Advantage(ABC):
     needs_score_norms: ClassVar[bool] = False
     """True if it weighs rollouts by the squared norm of their score, which takes a pass of the policy over them."""
 
-    allows_pilot: ClassVar[bool] = False
-    """True if the gradient stays unbiased where a pilot decides the size of a commit group."""
+    is_unbiased: ClassVar[bool] = False
+    """True if it is the reward less a baseline that does not depend on the rollout: then the gradient is that of the
+    expected reward for every group size, also one that a pilot decides."""
 
     def of(self, scored: GroupedRewards, score_norms: Tensor | None = None) -> Tensor:
         """Advantage of each rollout of a batch, pilots included.
@@ -209,7 +210,7 @@ class RLOO(Advantage):
     The gradient it gives is unbiased for every group size of at least 2, which is what lets group sizes differ.
     """
 
-    allows_pilot = True
+    is_unbiased = True
 
     def advantages(self, rewards: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
         """`(n r − Σ r) / (n − 1)`; 0 in a group of one."""

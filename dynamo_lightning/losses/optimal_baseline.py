@@ -84,7 +84,7 @@ class OptimalBaseline(Advantage):
     """
 
     needs_score_norms = True
-    allows_pilot = True
+    is_unbiased = True
 
     def __init__(self, half_life: float | None = None, population_rollouts: float = 4.0) -> None:
         if half_life is not None and not half_life > 0:

@@ -98,7 +98,7 @@ class PolicyLoss:
         Raises:
             UserError: Names the options.
         """
-        if pilot and not self.advantage.allows_pilot:
+        if pilot and not self.advantage.is_unbiased:
             raise UserError(
                 f"model.loss.advantage={type(self.advantage).__name__} does not go with data.pilot={pilot}: two groups "
                 "of different sizes for each prompt bias its gradient; use RLOO or OptimalBaseline, or data.pilot=0"

@@ -50,4 +50,5 @@ def iteration_record(
         factors=experience.modulated.factors,
         seconds=dict(seconds),
         metrics=metrics,
+        trained=experience.batch,
     )
