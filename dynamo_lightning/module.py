@@ -292,6 +292,7 @@ class PolicyModule(EvaluationLoops):
         record = iteration_record(
             collected, experience, result, staleness=staleness, size_limits=limits, seconds=self.seconds
         )
+        self.loss.after_iteration(record)
         self.log_metrics(record.metrics)
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
 
@@ -393,9 +394,5 @@ class PolicyModule(EvaluationLoops):
             apply_options(checkpoint, self.optimizer, self.lr_scheduler, self.trainer.optimizers)
 
     def check_weights(self, saved: Mapping[str, Size]) -> None:
-        """Check the shapes of weights that are to be loaded, by their names in the state dict.
-
-        Raises:
-            UserError: Naming the first that the policy does not have like this.
-        """
+        """Raise a `UserError` that names the first weight, by its shape, that the policy does not have like this."""
         check_shapes(saved, shapes_of(self.state_dict()), self.model_name)

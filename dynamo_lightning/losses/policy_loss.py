@@ -24,6 +24,7 @@ from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, Surrogate
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import Aggregation, LengthNormalisation
+from dynamo_lightning.types import IterationRecord
 
 
 def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -103,6 +104,15 @@ class PolicyLoss:
                 f"model.loss.advantage={type(self.advantage).__name__} does not go with data.pilot={pilot}: two groups "
                 "of different sizes for each prompt bias its gradient; use RLOO or OptimalBaseline, or data.pilot=0"
             )
+
+    def num_probe_rollouts(self, iteration: int) -> int:
+        """Rollouts whose entropy is measured again after the iteration's steps, see `Modulation`."""
+        return 0 if self.modulation is None else self.modulation.num_probe_rollouts(iteration)
+
+    def after_iteration(self, record: IterationRecord) -> None:
+        """Let the modulation learn from a finished iteration; called on every rank."""
+        if self.modulation is not None:
+            self.modulation.after_iteration(record)
 
     def state_dict(self) -> dict[str, Any]:
         """What its parts remember of earlier iterations, by part, with their class names; empty if nothing."""

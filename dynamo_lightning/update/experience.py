@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects, gather_values, sum_over_ranks
@@ -22,9 +23,11 @@ from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.advantages import with_advantages
 from dynamo_lightning.update.logprobs import all_statistics, check_finite, token_keys
-from dynamo_lightning.update.plan import UpdatePlan, row_indices
+from dynamo_lightning.update.plan import UpdatePlan, plan_step, row_indices
+from dynamo_lightning.update.probe import mean_probe_entropy, probe_rollouts
 from dynamo_lightning.update.sampling_check import LogpDifference, check_difference, global_difference, sampled_logprobs
 from dynamo_lightning.update.settings import UpdateSettings
+from dynamo_lightning.update.token_weights import step_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +63,11 @@ class Experience:
     """Largest mean difference that an update starts with; `None` checks nothing."""
     modulation_inputs: ModulationInputs | None = None
     """What the modulation was computed from; only if it has candidates for later steps."""
+    probe: Tensor | None = None
+    """This rank's rollouts whose entropy is measured again after the steps, `[num_rollouts]`, bool; `None`: nothing is
+    measured, on no rank."""
+    probe_entropy: float | None = None
+    """Their mean token entropy before the steps, all ranks, nats."""
 
 
 def prepare_experience(
@@ -106,7 +114,11 @@ def prepare_experience(
     def keys() -> Tensor:
         return token_keys(batch, policy.device)
 
-    inputs = ModulationInputs(statistics, advantages, gather_values, keys)
+    def weights_of_tokens() -> Tensor:
+        whole = plan_step(batch, loss, torch.ones(len(batch.group_sizes), dtype=torch.bool), policy.device)
+        return step_weights(batch, loss, whole, settings.max_response_length).to(policy.device)
+
+    inputs = ModulationInputs(statistics, advantages, gather_values, keys, token_weights=weights_of_tokens)
     if loss.batch_modulation is not None:
         modulated = loss.batch_modulation(inputs)
     if loss.penalty is not None:
@@ -121,6 +133,8 @@ def prepare_experience(
     metrics = {name: total / num_tokens for name, total in totals.items()}
     entropy = metrics.pop("entropy")
     metrics.update(weight_metrics)
+    probe = probe_rollouts(batch, loss)
+    before = mean_probe_entropy(statistics, batch, probe) if probe is not None else None
     weights = None
     if settings.uses_external_engine:
         rollouts = batch.token_rollouts.to(policy.device)
@@ -139,4 +153,6 @@ def prepare_experience(
         difference=difference,
         logp_tolerance=logp_tolerance,
         modulation_inputs=inputs if modulated.candidates is not None else None,
+        probe=probe,
+        probe_entropy=before,
     )
