@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import gather_values
+from dynamo_lightning.losses.advantages import group_sums
 from dynamo_lightning.losses.optimal_baseline import rollout_score_norms
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import TokenStatistics
@@ -31,7 +32,7 @@ def with_advantages(
     has_signal = torch.zeros(len(batch.group_sizes), dtype=torch.int64)
     has_signal.index_add_(0, scored.group_indices, (advantages != 0).long())
     given = replace(batch, advantages=advantages[scored.own_rows], group_has_signal=has_signal > 0, rewards=None)
-    return given, weight_metrics(scored.rewards.double(), advantages.double(), norms)
+    return given, weight_metrics(scored, advantages.double(), norms)
 
 
 def gathered_norms(
@@ -57,15 +58,22 @@ def gathered_norms(
     return norms
 
 
-def weight_metrics(rewards: Tensor, advantages: Tensor, norms: Tensor) -> dict[str, float]:
-    """`baseline/mean`, and `baseline/score_ratio`: mean squared score norm of successes over that of failures.
+def weight_metrics(scored: GroupedRewards, advantages: Tensor, norms: Tensor) -> dict[str, float]:
+    """`baseline/mean`, and `baseline/score_ratio`: squared score norm of successes over that of failures.
 
-    With rewards between 0 and 1 a rollout counts as a success by its reward and as a failure by what is left. The
-    ratio is what `OptimalBaselineRule.score_ratio` asks for; without any success or failure it is not defined.
+    The ratio is that of the sums over groups with different rewards of each group's mean norm of its successes and of
+    its failures: what `OptimalBaselineRule.score_ratio` asks for. Groups are not thrown together, for an easy prompt's
+    successes are not a hard prompt's. With rewards between 0 and 1 a rollout counts as a success by its reward, and as a
+    failure by what is left. Without such a group it is not defined.
     """
+    rewards, groups, number = scored.rewards.double(), scored.group_indices, int(scored.group_indices.max()) + 1
     metrics = {"baseline/mean": float((rewards - advantages).mean())}
+    sums = []
     right = rewards.clamp(0.0, 1.0)
-    wrong = 1.0 - right
-    if right.sum() > 0 and wrong.sum() > 0 and (wrong @ norms) > 0:
-        metrics["baseline/score_ratio"] = float((right @ norms / right.sum()) / (wrong @ norms / wrong.sum()))
+    shares = group_sums(right, groups, number), group_sums(1.0 - right, groups, number)
+    both = (shares[0] > 0) & (shares[1] > 0)
+    for values, share in zip((right, 1.0 - right), shares, strict=True):
+        sums.append(float((group_sums(values * norms, groups, number)[both] / share[both]).sum()))
+    if sums[1] > 0:
+        metrics["baseline/score_ratio"] = sums[0] / sums[1]
     return metrics

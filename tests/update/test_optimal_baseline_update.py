@@ -7,6 +7,7 @@ from update_case import REWARDS, SHUFFLED, learn, make_joined, make_module, prep
 from dynamo_lightning.losses.advantages import RLOO, weighted_leave_one_out
 from dynamo_lightning.losses.optimal_baseline import OptimalBaseline
 from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.types import GroupedRewards
 from dynamo_lightning.update.advantages import weight_metrics
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.plan import passes_per_rollout
@@ -72,7 +73,10 @@ def test_the_pass_for_the_weights_is_counted_in_the_cost_of_a_rollout():
 
 
 def test_ratio_of_score_norms_by_hand():
-    rewards, norms = torch.tensor([1.0, 0.0, 0.0, 1.0]).double(), torch.tensor([4.0, 1.0, 3.0, 2.0]).double()
-    metrics = weight_metrics(rewards, rewards - 0.25, norms)
-    assert metrics == {"baseline/mean": 0.25, "baseline/score_ratio": 1.5}
-    assert "baseline/score_ratio" not in weight_metrics(torch.ones(2).double(), torch.zeros(2).double(), norms[:2])
+    rewards, groups = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0]), torch.tensor([0, 0, 0, 1, 1, 2])
+    norms = torch.tensor([4.0, 1.0, 3.0, 2.0, 2.0, 100.0]).double()  # the last group has no failure: left out
+    scored = GroupedRewards(rewards, groups, groups, torch.arange(6))
+    metrics = weight_metrics(scored, rewards.double() - 0.25, norms)
+    assert metrics == {"baseline/mean": 0.25, "baseline/score_ratio": (4 + 2) / (2 + 2)}
+    equal = GroupedRewards(torch.ones(6), groups, groups, torch.arange(6))
+    assert "baseline/score_ratio" not in weight_metrics(equal, torch.zeros(6).double(), norms)
