@@ -49,12 +49,12 @@ def damping_level(changes: Tensor, least_change: float) -> float:
 class EntropyBudget(Modulation):
     """`A_final = A β` with `β_t = min(1, c/|d_t|)` where `d_t < 0`, else 1, and the level c from `k Σ β_t d_t = −B`.
 
-    Here `d_t = ω_t ΔH_t`: ω_t is the token's weight in the loss and ΔH_t the first-order entropy change of its update
-    (`entropy_change`). k turns the sum into nats: every `probe_every` iterations the mean token entropy of some
-    rollouts of the batch is measured again after the optimizer steps, and k is the slope of measured against predicted changes
-    by least squares, a measurement counting half two measurements later. Before the first one β is 1; one without any
-    prediction, or that makes k negative, leaves k as it was. Entropies of different batches are never compared: they
-    differ by far more than a step changes.
+    Here `d_t = ω_t ΔH_t`: ω_t is the token's weight in the loss and ΔH_t the first-order entropy change of its
+    update (`entropy_change`). k turns the sum into nats: every `probe_every` iterations the mean token entropy of
+    some rollouts of the batch is measured again after the optimizer steps, and k is the slope of measured against
+    predicted changes by least squares, a measurement counting half two measurements later. Before the first one β
+    is 1; one without any prediction, or that makes k negative, leaves k as it was. Entropies of different batches
+    are never compared: they differ by far more than a step changes.
 
     Within budget β is 1 everywhere. Tokens of zero advantage, the cut into micro-batches and the number of processes
     change nothing, a larger budget never damps more, and multiplying all advantages by a number changes nothing once k

@@ -61,10 +61,10 @@ def gathered_norms(
 def weight_metrics(scored: GroupedRewards, advantages: Tensor, norms: Tensor) -> dict[str, float]:
     """`baseline/mean`, and `baseline/score_ratio`: squared score norm of successes over that of failures.
 
-    The ratio is that of the sums over groups with different rewards of each group's mean norm of its successes and of
-    its failures: what `OptimalBaselineRule.score_ratio` asks for. Groups are not thrown together, for an easy prompt's
-    successes are not a hard prompt's. With rewards between 0 and 1 a rollout counts as a success by its reward, and as a
-    failure by what is left. Without such a group it is not defined.
+    The ratio is that of the sums over groups with different rewards of each group's mean norm of its successes and
+    of its failures: what `OptimalBaselineRule.score_ratio` asks for. Groups are not thrown together, for an easy
+    prompt's successes are not a hard prompt's. With rewards between 0 and 1 a rollout counts as a success by its
+    reward, and as a failure by what is left. Without such a group it is not defined.
     """
     rewards, groups, number = scored.rewards.double(), scored.group_indices, int(scored.group_indices.max()) + 1
     metrics = {"baseline/mean": float((rewards - advantages).mean())}
