@@ -33,7 +33,7 @@ from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
 from dynamo_lightning.rewards.columns import check_answer, check_columns
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.runs.hyperparameters import save_arguments
-from dynamo_lightning.types import GroupPlan, Outcome, Prompt, PromptBatch, make_groups
+from dynamo_lightning.types import GroupPlan, Outcome, PilotBaseline, Prompt, PromptBatch, make_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +63,9 @@ class RolloutDataModule(L.LightningDataModule):
         estimator: How success rates are estimated from past outcomes.
         cost: What the budget counts: `rollouts`, or expected `tokens`, which buys the most variance for each of them.
         pilot: Rollouts that every prompt gets first; the rest is allocated by what they show. 0 switches it off.
+        pilot_baseline: What a pilot's and its commit's rollouts are compared with: those of the same part (`separate`),
+            those of both parts as far as the gradient stays unbiased (`cross`), or all others of the prompt (`pooled`,
+            which biases the gradient).
         accept_skip_bias: Allow `min_rollouts: 0` with a rule whose gradient is unbiased only if no prompt is skipped.
         success_threshold: Rewards from here on count as success in the statistics and in pass@k.
         eval_prompts_per_batch: Prompts of one evaluation step.
@@ -89,6 +92,7 @@ class RolloutDataModule(L.LightningDataModule):
         estimator: VarianceEstimator = lazy_instance(BetaPosterior),
         cost: Cost = "rollouts",
         pilot: int = 0,
+        pilot_baseline: PilotBaseline = "separate",
         accept_skip_bias: bool = False,
         success_threshold: float = 0.5,
         eval_prompts_per_batch: int = 64,
@@ -121,13 +125,27 @@ class RolloutDataModule(L.LightningDataModule):
         self.min_rollouts = min_rollouts if min_rollouts is not None else max(2, rollouts_per_prompt // 4)
         self.max_rollouts = max_rollouts if max_rollouts is not None else 3 * rollouts_per_prompt
         self.pilot = pilot
+        self.pilot_baseline = pilot_baseline
+        if pilot and pilot_baseline == "pooled":
+            rank_zero_warn(
+                f"data.pilot_baseline=pooled with data.pilot={pilot}: the gradient is biased, by a few percent of its "
+                "length in simulation, for the pilot's outcomes decide how many rollouts dilute them; "
+                "data.pilot_baseline=cross has part of the gain without bias"
+            )
         self.success_threshold = success_threshold
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.eval_rollouts_per_prompt = eval_rollouts_per_prompt
         self.drop_last = drop_last
         self.allocator = Allocator(
             RolloutBudget(
-                rollouts_per_prompt, self.min_rollouts, self.max_rollouts, rule, cost, pilot, accept_skip_bias
+                rollouts_per_prompt,
+                self.min_rollouts,
+                self.max_rollouts,
+                rule,
+                cost,
+                pilot,
+                pilot_baseline,
+                accept_skip_bias,
             ),
             estimator,
             success_threshold,

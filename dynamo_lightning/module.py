@@ -219,6 +219,7 @@ class PolicyModule(EvaluationLoops):
                 f"model.max_staleness={self.source.max_staleness} does not go with data.pilot={self.datamodule.pilot}: "
                 "set one of them to 0"
             )
+        self.loss.check_pilot(self.datamodule.pilot)
         if self.collector.generator.uses_external_engine and isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError(
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
@@ -311,6 +312,7 @@ class PolicyModule(EvaluationLoops):
             result = self.updater.step(self.trained_policy(), experience)
         limits = self.datamodule.min_rollouts, self.datamodule.max_rollouts
         record = iteration_record(collected, experience, result, size_limits=limits, seconds=self.seconds)
+        self.loss.after_iteration(record)
         self.log_metrics(record.metrics)
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
 
@@ -381,9 +383,11 @@ class PolicyModule(EvaluationLoops):
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the rollouts that were sampled ahead: no weights that could sample them again are in a checkpoint."""
+        """Keep what the loss remembers, and rollouts sampled ahead: no weights to sample them again are saved."""
         if self.source.max_staleness:
             checkpoint["rollouts_in_flight"] = self.source.in_flight.state_dict()
+        if remembered := self.loss.state_dict():
+            checkpoint["loss"] = remembered
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy in one line; for training, take over what is not in the weights."""
@@ -393,13 +397,10 @@ class PolicyModule(EvaluationLoops):
             warn_of_left_out(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), type(self).__name__)
         elif self.trainer.state.fn == TrainerFn.FITTING:
             self.source.in_flight.load_state_dict(checkpoint.get("rollouts_in_flight", {}))
+            self.loss.load_state_dict(checkpoint.get("loss", {}))
             mend_epochs(checkpoint)
             apply_options(checkpoint, self.optimizer, self.lr_scheduler, self.trainer.optimizers)
 
     def check_weights(self, saved: Mapping[str, Size]) -> None:
-        """Check the shapes of weights that are to be loaded, by their names in the state dict.
-
-        Raises:
-            UserError: Naming the first that the policy does not have like this.
-        """
+        """Raise a `UserError` that names the first weight, by its shape, that the policy does not have like this."""
         check_shapes(saved, shapes_of(self.state_dict()), self.model_name)

@@ -50,6 +50,11 @@ class Prompt:
     """All accepted reference answers if there are several, `answer` being the first; empty otherwise."""
 
 
+PilotBaseline = Literal["separate", "cross", "pooled"]
+"""Rollouts that the baselines of a pilot and of its commit are made of: those of the same part, of both so that the
+gradient stays unbiased, or of both as if they were one group."""
+
+
 @dataclass(frozen=True)
 class GroupPlan:
     """A group of rollouts to sample for one prompt, and what was expected of the prompt when it was planned.
@@ -72,6 +77,8 @@ class GroupPlan:
     """Expected reward variance E[p(1 − p)] of the prompt before its rollouts."""
     unseen: bool = True
     """The prompt had no outcome yet."""
+    pilot_baseline: PilotBaseline = "separate"
+    """Rollouts that its baselines are made of, if a pilot and a commit group share the prompt."""
 
     @property
     def sample_indices(self) -> range:
@@ -330,6 +337,24 @@ class Collected:
 
 
 @dataclass(frozen=True)
+class GroupedRewards:
+    """Rewards of the whole batch, all ranks, in the same order on every rank: all that advantages are made of."""
+
+    rewards: Tensor
+    """`[num_rollouts]`, float32."""
+    group_indices: Tensor
+    """Group of each rollout, `[num_rollouts]`, int64."""
+    prompt_ids: Tensor
+    """Prompt of each rollout, `[num_rollouts]`, int64."""
+    own_rows: Tensor
+    """Positions of this rank's rollouts, `[num_rollouts on this rank]`, int64."""
+    iteration: int = 0
+    """RL iterations finished before this one."""
+    is_pilot: Tensor | None = None
+    """Rollouts of pilots, `[num_rollouts]`, bool, where pilot and commit share baselines; else `None`."""
+
+
+@dataclass(frozen=True)
 class RolloutBatch:
     """This rank's scored rollouts with their advantages: all that the policy update needs."""
 
@@ -354,6 +379,8 @@ class RolloutBatch:
     """Any rollout sampled on this rank: with weight 0 it keeps a rank in step that has fewer micro-batches."""
     iteration: int = 0
     """RL iterations finished before this one: with the rollout's key it seeds whatever the loss draws at random."""
+    rewards: GroupedRewards | None = None
+    """Given if the advantages need a pass of the policy and are still to be made of them; the ones above are 0 then."""
 
     @property
     def response_lengths(self) -> Tensor:
@@ -390,3 +417,5 @@ class IterationRecord:
     token_values: Mapping[str, Tensor] = field(default_factory=dict)
     """By name values of the response tokens of this rank's rollouts that have an outcome, `[num_tokens]` each:
     `advantage` after modulation, and `entropy` before the update (nats, NaN where it was not computed)."""
+    trained: RolloutBatch | None = None
+    """This rank's rollouts with the advantages that they were trained with."""

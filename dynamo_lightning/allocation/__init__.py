@@ -10,6 +10,7 @@ from dynamo_lightning.allocation.estimators import (
     PaperBernoulli,
     VarianceEstimator,
 )
+from dynamo_lightning.allocation.optimal_baseline_rule import OptimalBaselineRule
 from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
 from dynamo_lightning.allocation.records import AllocationProblem, Estimate
 from dynamo_lightning.allocation.rules import (
@@ -40,6 +41,7 @@ __all__ = [
     "LogitFilter",
     "MarginalGainRule",
     "NeymanRule",
+    "OptimalBaselineRule",
     "PaperBernoulli",
     "PromptStatistics",
     "ProportionalRule",

@@ -77,7 +77,7 @@ class Allocator:
         else:
             sizes, shares = self.allocate(estimate, prompt_ids), np.ones(len(prompt_ids))
         return tuple(
-            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen)
+            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen, self.budget.pilot_baseline)
             for prompt, size, share, success_rate, variance, unseen in zip(
                 prompts,
                 sizes.tolist(),

@@ -171,10 +171,10 @@ def has_gradient(batch: RolloutBatch, loss: PolicyLoss) -> Tensor:
 def uses_old_logprobs(loss: PolicyLoss, config: UpdateConfig, uses_external_engine: bool) -> bool:
     """True if the first step needs statistics of the policy that sampled the tokens before it begins.
 
-    It does if there are several steps, if advantages are modulated, selected or weighted by them. Otherwise the ratio
-    is 1, with the gradient of log π, and the step computes the statistics itself.
+    It does if there are several steps, if advantages are made of, modulated, selected or weighted by them. Otherwise
+    the ratio is 1, with the gradient of log π, and the step computes the statistics itself.
     """
-    several_steps = config.num_epochs > 1 or config.num_mini_batches > 1
+    several_steps = config.num_epochs > 1 or config.num_mini_batches > 1 or loss.advantage.needs_score_norms
     return several_steps or loss.batch_modulation is not None or loss.penalty is not None or uses_external_engine
 
 

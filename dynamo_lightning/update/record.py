@@ -52,4 +52,5 @@ def iteration_record(
         seconds=dict(seconds),
         metrics=metrics,
         token_values=token_values,
+        trained=experience.batch,
     )

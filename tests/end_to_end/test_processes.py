@@ -220,3 +220,20 @@ def test_two_nodes_under_torchrun_learn_what_one_process_learns(config, one):
     outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert_close(one, "two/last.ckpt")
+
+
+def test_a_history_of_baselines_is_the_same_in_shards_and_after_a_resume(config):
+    more = (
+        "--model.loss.advantage=OptimalBaseline", "--model.loss.advantage.half_life=10",
+        "--data.rule=OptimalBaselineRule", "--data.rule.baseline=history", "--data.min_rollouts=1",
+    )  # fmt: skip
+    whole = train(config, "one", "auto", 1, *more)
+    begun = train(config, "begun", "fsdp2", 2, "--trainer.max_epochs=1", *more)
+    ended = train(config, "ended", "fsdp2", 2, "--trainer.max_epochs=2", f"--ckpt_path={begun}", *more)
+    assert_close(whole, ended)
+    states = [rest(checkpoint)["loss"]["advantage"]["state"] for checkpoint in (whole, ended)]
+    assert states[0]["iteration"] == states[1]["iteration"] and len(states[0]["prompt_ids"]) > 0
+    for name in ("prompt_ids", "last_visit", "rollouts"):
+        assert torch.equal(states[0][name], states[1][name]), name
+    for name in ("weights", "weighted_rewards", "population"):
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-6)

@@ -97,7 +97,7 @@ def test_otherwise_everything_is_computed(case, reason):
     assert plan.beforehand.all() and not plan.uses_engine_statistics and plan.compares_beforehand
 
 
-@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("column", [0, 1, 2, 3])
 def test_wrong_statistics_end_the_run_before_a_step(case, column):
     module, batch = case()
     wrong = []
