@@ -199,6 +199,8 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
             for number, item in enumerate(value)
         ]
         return [pair for name, item in zip(names, value, strict=True) for pair in _flat(f"{prefix}.{name}", item)]
+    if prefix.endswith("class_path"):  # a class may be named by several paths
+        value = str(value).rsplit(".", 1)[-1]
     return [(prefix, "null" if value is None else str(value))]
 
 

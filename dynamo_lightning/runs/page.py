@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -107,8 +108,8 @@ def render(runs: Sequence[RunHistory], library: str, max_rollouts: int = MAX_ROL
     }
     title = runs[0].folder if len(runs) == 1 else f"{len(runs)} runs"
     parts = {
-        "TITLE": html.escape(f"Report of {title}"),
-        "VERSION": html.escape(version("dynamo_lightning")),
+        "TITLE": escaped(f"Report of {title}"),
+        "VERSION": escaped(version("dynamo_lightning")),
         "OVERVIEW": _overview(runs) + _warnings(runs) + _comparison(runs) + _notes(runs, rollouts),
         "STYLE": _file("page.css"),
         "LIBRARY": library,
@@ -120,6 +121,11 @@ def render(runs: Sequence[RunHistory], library: str, max_rollouts: int = MAX_ROL
     pieces = page.split("{{")
     # One pass, so that what a run wrote cannot be taken for another placeholder.
     return pieces[0] + "".join(parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
+
+
+def escaped(text: str) -> str:
+    """Text as HTML; control characters and halves of surrogate pairs, which HTML lacks, become `\ufffd`."""
+    return html.escape(re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", text))
 
 
 def as_script_data(data: Any) -> str:
@@ -142,14 +148,14 @@ def _columns(rollouts: RolloutColumns) -> dict[str, Any]:
 
 def _table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table, its first column the rows' headings; a narrow screen scrolls it, by keyboard too."""
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    head = "".join(f'<th scope="col">{escaped(title)}</th>' for title in titles)
     body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        f'<tr><th scope="row">{escaped(row[0])}</th>'
+        + "".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )
-    name = html.escape(caption, quote=True)
+    name = escaped(caption)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -191,8 +197,8 @@ def _warnings(runs: Sequence[RunHistory]) -> str:
         return ""
     items = "".join(
         f'<li class="{"error" if mark.level == "error" else "warning"}">'
-        f"<strong>{html.escape(' '.join(filter(None, [label, mark.level])))}</strong>, iteration {mark.iteration}: "
-        f"{html.escape(mark.message)}</li>"
+        f"<strong>{escaped(' '.join(filter(None, [label, mark.level])))}</strong>, iteration {mark.iteration}: "
+        f"{escaped(mark.message)}</li>"
         for label, mark in lines
     )
     return f'<h2 id="warnings">Warnings</h2><ul class="warnings">{items}</ul>'
@@ -204,7 +210,7 @@ def _comparison(runs: Sequence[RunHistory]) -> str:
     comparisons = comparisons_of(runs)
     text = '<h2 id="comparison">Which run is better</h2>'
     if comparisons:
-        text += "".join(f"<p>{html.escape(verdict(each))}</p>" for each in comparisons)
+        text += "".join(f"<p>{escaped(verdict(each))}</p>" for each in comparisons)
         rows = [
             [
                 f"{each.metric}, {each.arms}",
@@ -239,5 +245,5 @@ def _notes(runs: Sequence[RunHistory], rollouts: RolloutColumns) -> str:
             f"The browser has {len(rollouts.group)} of the logs' {rollouts.num_rollouts} rollouts: whole groups drawn "
             f"at random, up to --rollouts and {MAX_BYTES // 2**20} MiB of logs."
         )
-    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escaped(note)}</li>" for note in notes)
     return f'<h2 id="notes">Notes</h2><ul>{items}</ul>' if notes else ""

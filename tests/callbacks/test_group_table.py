@@ -31,5 +31,5 @@ def test_shares_of_groups_and_of_their_tokens_are_logged(train, make_record):
 
 
 def test_an_interval_below_one_is_refused():
-    with pytest.raises(UserError, match="GroupTable.every_n_iterations must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"GroupTable\.every_n_iterations must be at least 1, got 0"):
         GroupTable(every_n_iterations=0)
