@@ -82,6 +82,7 @@ CALLBACKS = (
     "ModulationHistograms",
     "RolloutTable",
     "GroupTable",
+    "KeyPlots",
     "PredictionWriter",
     "BenchmarkReport",
     "ThroughputMonitor",

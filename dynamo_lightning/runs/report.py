@@ -13,15 +13,8 @@ from dynamo_lightning.runs.page import MAX_ROLLOUTS, write_page
 EPILOG = "Without --output it compares finished runs in the terminal; with it, runs may still be going on."
 
 
-def report(arguments: Sequence[str]) -> None:
-    """Put runs side by side, in the terminal or as one HTML file.
-
-    Args:
-        arguments: Those of the command line after `report`.
-
-    Raises:
-        UserError: If a folder is no run's, or the page cannot be written.
-    """
+def report_parser() -> ArgumentParser:
+    """Parser of what follows `report` on the command line."""
     parser = ArgumentParser(
         prog="python -m dynamo_lightning report",
         description="Put runs side by side.",
@@ -42,7 +35,19 @@ def report(arguments: Sequence[str]) -> None:
         metavar="N",
         help=f"Rollouts on the page, about; beyond it whole groups are drawn at random (default {MAX_ROLLOUTS}).",
     )
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Put runs side by side, in the terminal or as one HTML file.
+
+    Args:
+        arguments: Those of the command line after `report`.
+
+    Raises:
+        UserError: If a folder is no run's, or the page cannot be written.
+    """
+    given = report_parser().parse_args(arguments)
     if given.rollouts < 0:
         raise UserError(f"report --rollouts must be at least 0, got {given.rollouts}")
     if given.output is None:
