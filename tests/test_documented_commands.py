@@ -16,6 +16,12 @@ from dynamo_lightning.runs.folder import CONFIG_HEADER
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+GUIDES = {
+    "docs/new_loss.md": "sapo",
+    "docs/new_estimator.md": "smoothed_rate",
+    "docs/new_engine.md": "plain_engine",
+}
+"""By page the module that it has its reader save; commands of the pages use them."""
 BLOCK = r"(?:<!-- needs: (?P<needs>[\w, -]+) -->\n+)?```(?P<language>\w*)\n(?P<body>.*?)```"
 
 
@@ -82,12 +88,12 @@ def workplace(tmp_path, monkeypatch):
     run = tmp_path / "runs/qwen/version_0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(f"{CONFIG_HEADER}0\n{(shipped_configs() / 'qwen.yaml').read_text()}")
-    for page, name in (("docs/new_loss.md", "sapo"), ("docs/new_estimator.md", "smoothed_rate")):
+    for page, name in GUIDES.items():
         code = [block["body"] for block in blocks(page) if block["language"] == "python"]
         (tmp_path / f"{name}.py").write_text(code[0])
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("sapo", "smoothed_rate"):
+    for name in GUIDES.values():
         sys.modules.pop(name, None)
 
 
