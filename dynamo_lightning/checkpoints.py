@@ -1,4 +1,4 @@
-"""What is in a checkpoint, one file or a folder of shards: checked before a run loads it, read for `export`.
+"""Contents of a checkpoint, one file or a folder of shards: checked before a run loads it, read for `export`.
 
 A file is what every strategy but the sharded ones writes; FSDP2 and, if told so, FSDP1 write a folder, by PyTorch's
 distributed checkpoint, under different keys.
@@ -113,7 +113,7 @@ def read_weights(ckpt_path: str) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a folder of shards holds.
+    """The index of a folder of shards.
 
     Raises:
         MissingFileError: If a shard is missing.

@@ -73,7 +73,7 @@ OVERVIEW = {
     "export": "Write the policy of a checkpoint as a folder that transformers and vLLM load.",
     "report": "Put finished runs side by side.",
 }
-"""What `--help` says of the commands whose own description says it at more length."""
+"""Short descriptions for `--help` of commands whose own descriptions are longer."""
 CALLBACKS = (
     "IterationCheckpoint",
     "EntropySpikeMonitor",

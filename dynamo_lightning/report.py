@@ -51,7 +51,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def is_headline(name: str) -> bool:
-    """Whether a metric is a validation result in its own right, not an end of another one's interval."""
+    """True for a validation result in its own right, false for an end of another one's interval."""
     return name.startswith("val/") and not name.endswith(("_low", "_high"))
 
 
