@@ -295,14 +295,13 @@ def test_a_server_stops_generating_when_the_engine_is_closed(servers, policy, to
         except RuntimeError as error:
             errors.append(str(error))
 
-    thread = threading.Thread(target=sample_in_thread)
-    thread.start()
-
     def count(metric):
         lines = [line for line in httpx2.get(f"{url}/metrics").text.splitlines() if line.startswith(metric)]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
     finished_before = count("vllm:request_success_total")
+    thread = threading.Thread(target=sample_in_thread)
+    thread.start()
     while not count("vllm:num_requests_running"):
         assert thread.is_alive(), "all was sampled before it could be cancelled"
     generator.close()
