@@ -51,7 +51,7 @@ def default_text(default: Any) -> str:
     """A default as YAML would have it, on one line; a class by its short name."""
     if isinstance(default, list):
         return "[" + ", ".join(default_text(item) for item in default) + "]"
-    if isinstance(default, dict) and "class_path" in default or hasattr(default, "class_path"):
+    if (isinstance(default, dict) and "class_path" in default) or hasattr(default, "class_path"):
         values = default if isinstance(default, dict) else vars(default)
         arguments = values.get("init_args") or {}
         name = str(values["class_path"]).rpartition(".")[2]
@@ -178,9 +178,9 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "Every option of `fit`, on the command line (`--model.sampling.temperature 0.7`) and in a config (nested). `validate`, `test`, "
-        "`predict`, `warm_start` and `export` take the same; their own are at the end. Options of a chosen class are on the page "
-        "[Classes](classes.md).",
+        "Every option of `fit`, on the command line (`--model.sampling.temperature 0.7`) and in a config (nested). "
+        "`validate`, `test`, `predict`, `warm_start` and `export` take the same; their own are at the end. Options of "
+        "a chosen class are on the page [Classes](classes.md).",
         "",
     ]
     groups: dict[str, list[Option]] = {}
@@ -210,8 +210,8 @@ def classes_page() -> str:
     lines = [
         "# Classes",
         "",
-        "An option of this page takes the name of a class, short (`--data.rule NeymanRule`) or with its module, and the class's own "
-        "arguments as `init_args`:",
+        "An option of this page takes the name of a class, short (`--data.rule NeymanRule`) or with its module, and "
+        "the class's own arguments as `init_args`:",
         "",
         "```yaml",
         "data:",
