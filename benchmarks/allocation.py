@@ -8,7 +8,7 @@ stay in the file as they are. Tables `variance` and `cost`, the first command's:
 
 512 prompts draw their success rates p from a prior; each shows `history` rollouts to the statistics in RL iteration 0;
 with drift, the policy then moves every p by +1 or −1 on the logit scale, unseen. In iteration 1 the estimator and the
-rule share out a budget of 16 rollouts per prompt. The ratio is Σ p(1 − p)/(n − 1) under the sizes over that of equal
+rule allocate a budget of 16 rollouts per prompt. The ratio is Σ p(1 − p)/(n − 1) under the sizes over that of equal
 groups, with the p of iteration 1: exact, given the sizes. All arms of a cell see the same draws. Intervals: 95 %,
 Student's t over 40 draws.
 

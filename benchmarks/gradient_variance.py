@@ -3,8 +3,8 @@
     python benchmarks/gradient_variance.py --json benchmarks/results/gradient_variance.json
 
 The quickstart is run with equal groups of 8, at a learning rate that lets five epochs see it learn; at the
-quickstart's own, 1e-4, most of it is learnt after two. Every arm's statistics watch its outcomes. After each epoch,
-when every prompt has 8, 16, 24, … earlier rollouts, 64 prompts are drawn and each arm shares out a budget of 8 rollouts
+quickstart's own, 1e-4, most of it is learned after two. Every arm's statistics watch its outcomes. After each epoch,
+when every prompt has 8, 16, 24, … earlier rollouts, 64 prompts are drawn and each arm allocates a budget of 8 rollouts
 per prompt within the quickstart's bounds [2, 24] (a second table: 16 within [2, 64]). 1,024 fresh rollouts of each
 prompt are the reference: their gradients with respect to all parameters, sketched to 4,096 dimensions, their rewards.
 

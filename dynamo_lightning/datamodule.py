@@ -59,7 +59,7 @@ class RolloutDataModule(L.LightningDataModule):
         rollouts_per_prompt: Mean group size; the budget of a batch is this times its number of prompts, exactly.
         min_rollouts: Smallest group size; `null` is a quarter of the mean, at least 2.
         max_rollouts: Largest group size; `null` is three times the mean.
-        rule: What the allocation minimises.
+        rule: Objective that the allocation minimizes.
         estimator: How success rates are estimated from past outcomes.
         cost: What the budget counts: `rollouts`, or expected `tokens`, which buys the most variance for each of them.
         pilot: Rollouts that every prompt gets first; the rest is allocated by what they show. 0 switches it off.
@@ -67,7 +67,7 @@ class RolloutDataModule(L.LightningDataModule):
             those of both parts as far as the gradient stays unbiased (`cross`), or all others of the prompt (`pooled`,
             which biases the gradient).
         accept_skip_bias: Allow `min_rollouts: 0` with a rule whose gradient is unbiased only if no prompt is skipped.
-        success_threshold: Rewards from here on count as success in the statistics and in pass@k.
+        success_threshold: Rewards at or above this value count as success in the statistics and in pass@k.
         eval_prompts_per_batch: Prompts of one evaluation step.
         eval_rollouts_per_prompt: Responses sampled for each prompt in `validate`, `test` and `predict`.
         drop_last: Leave out the short batch at the end of an epoch.

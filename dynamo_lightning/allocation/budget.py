@@ -24,9 +24,9 @@ class RolloutBudget:
     max_rollouts: int
     """Largest group size, pilot and commit together."""
     rule: AllocationRule = field(default_factory=RLOORule)
-    """What the group sizes minimize."""
+    """Objective that the group sizes minimize."""
     cost: Cost = "rollouts"
-    """What the budget counts."""
+    """Unit of the budget."""
     pilot: int = 0
     """Rollouts that every prompt gets before the rest is allocated; 0 allocates all at once."""
     pilot_baseline: PilotBaseline = "separate"

@@ -83,7 +83,7 @@ def split_problems(seed: int) -> tuple[list[Problem], list[Problem]]:
 def noisy_demonstrations(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
     r"""Pairs of prompt and response for the warm start, drawn from all problems by `DEMONSTRATION_WEIGHT`.
 
-    Long products are drawn afresh each time: a few hundred fixed ones would be learnt by heart. The base policy thereby
+    Long products are drawn afresh each time: a few hundred fixed ones would be memorized. The base policy thereby
     knows every right answer it can represent, held-out problems included, as a pretrained model does;
     `DEMONSTRATION_NOISE` decides how sure of it it is. Reinforcement learning must turn knowing into answering, and the
     held-out problems show whether that carries over to prompts it was never rewarded on.

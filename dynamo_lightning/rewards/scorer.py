@@ -1,4 +1,4 @@
-"""Score rollouts in worker processes that can be killed: a response is hostile text, and a reward is anybody's code."""
+"""Score rollouts in worker processes that can be killed: responses are untrusted text, a reward is anybody's code."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class RewardScorer:
         return [scores[index] for index in range(len(tasks))]
 
     def _item(self, rollouts: Sequence[Rollout], is_group: bool = False) -> Item:
-        """What a worker needs to know of one rollout, or of the rollouts of a group."""
+        """Item of work for one rollout, or for the rollouts of a group."""
         prompt = rollouts[0].prompt
         answers = prompt.answers or (prompt.answer,)
         columns = [self._columns(rollout) for rollout in rollouts]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,39 @@ def test_servers_agree_with_the_policy_after_every_push(servers, policy, tokeniz
         assert [rollout.key for rollout in rollouts] == [(r.prompt.prompt_id, r.sample_index) for r in requests]
         assert largest_difference(policy, rollouts) < 1e-4
     generator.close()
+
+
+def test_a_server_stops_generating_when_the_engine_is_closed(servers, policy, tokenizer, requests, tmp_path):
+    import httpx2
+
+    url = f"http://127.0.0.1:{servers[-1][1]}"
+    generator = VLLMServerEngine([url], str(tmp_path), requests_per_server=256, patience=60)
+    generator.sync(policy, 0)
+    run = generator.begin(policy, tokenizer, requests * 12, max_response_length=50, temperature=1.0)
+    errors = []
+
+    def sample_in_thread():
+        try:
+            run()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def count(metric):
+        lines = [line for line in httpx2.get(f"{url}/metrics").text.splitlines() if line.startswith(metric)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    finished_before = count("vllm:request_success_total")
+    thread = threading.Thread(target=sample_in_thread)
+    thread.start()
+    while not count("vllm:num_requests_running"):
+        assert thread.is_alive(), "all was sampled before it could be cancelled"
+    generator.close()
+    thread.join()
+    assert errors == ["requests to the vLLM servers were cancelled: the run ends"]
+    end = time.monotonic() + 10
+    while count("vllm:num_requests_running") + count("vllm:num_requests_waiting"):
+        assert time.monotonic() < end
+    assert count("vllm:request_success_total") - finished_before < len(requests) * 12  # the others were aborted
 
 
 def test_a_server_killed_in_the_middle_loses_no_rollout(servers, policy, tokenizer, requests, tmp_path):

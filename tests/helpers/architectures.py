@@ -291,7 +291,10 @@ def table(results: dict[str, dict]) -> str:
     """What `survey` found as Markdown."""
     accepted = {name: result for name, result in results.items() if "sampled" in result}
     lines = [f"{len(accepted)} architectures are accepted:", ""]
-    lines += ["| model type | attention kernel | layout | sampled − scored | own − scored |", "|---|---|---|---|---|"]
+    lines += [
+        "| model type | attention kernel | layout | sampled − training | own − training |",
+        "|---|---|---|---|---|",
+    ]
     for name, result in accepted.items():
         numbers = f"{result['sampled']:.0e} | {result['own']:.0e}"
         lines.append(f"| `{name}` | {result['kernel']} | {result['layout']} | {numbers} |")
