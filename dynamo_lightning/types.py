@@ -169,13 +169,13 @@ class Rollout:
     logprobs: FloatArray
     """The engine's own log-probability of each response token, nats, float32, `[response_length]`."""
     text: str
-    """What the policy said, decoded without special tokens; several turns are joined by a line break."""
+    """Text that the policy said, decoded without special tokens; several turns are joined by a line break."""
     status: Status = "finished"
     """`truncated` if the length limit ended it, `failed` if its environment raised an exception."""
     loss_mask: BoolArray = None  # type: ignore[assignment]  # an array once it is there
     """True at response tokens, `[num_tokens]`; by default everywhere."""
     turns: tuple[Turn, ...] = ()
-    """What was sampled in one go, in order; by default everything."""
+    """Spans that were sampled in one go, in order; by default everything is one."""
     environment_reward: float | None = None
     """Sum of what the environment gave, in place of the reward function's; `None` if it gave nothing."""
     failure: str = ""
@@ -312,7 +312,7 @@ def whole_batch(iteration: int, plans: Sequence[GroupPlan]) -> PromptBatch:
 
 @dataclass(frozen=True)
 class Collected:
-    """What an iteration sampled and will be trained on."""
+    """Rollouts of an iteration that will be trained on."""
 
     iteration: int
     """RL iterations finished before this one."""

@@ -64,7 +64,7 @@ class Request:
     """
 
     token_ids: Sequence[int]
-    """What the policy reads: the prompt, and of a conversation everything that followed, `[num_tokens]`."""
+    """The prompt, and of a conversation everything that followed, `[num_tokens]`."""
     seed: int
     """63 bits; the response is a function of the weights, the tokens and the seed."""
     max_tokens: int

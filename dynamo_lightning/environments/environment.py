@@ -1,4 +1,4 @@
-"""The interface of environments: what happens after each response of the policy."""
+"""The interface of environments, which answer the policy in a conversation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """What the policy said in one turn."""
+    """A response of the policy in one turn."""
 
     text: str
     """Decoded without special tokens."""
@@ -26,14 +26,14 @@ class Response:
 
 @dataclass(frozen=True)
 class Step:
-    """What an environment makes of a response.
+    """The environment's answer to a response.
 
     Example:
         `Step([{"role": "user", "content": "Wrong, try again."}])`, `Step(reward=1.0)`, `Step()`
     """
 
     observation: str | Sequence[Message] | None = None
-    """What the policy reads next: chat messages, which the tokenizer's chat template renders, or a text that is read as
+    """Next thing that the policy reads: chat messages, which the tokenizer's chat template renders, or a text that is read as
     it is; `None` ends the conversation."""
     reward: float | None = None
     """Added to the rollout's reward; `None` adds nothing. If no step gives a reward, `model.reward` does."""
@@ -73,7 +73,7 @@ class Environment(ABC):
 
     @abstractmethod
     def step(self, response: Response) -> Step:
-        """What follows a response: an observation, or the end; and perhaps a reward."""
+        """Answer a response: by an observation, or the end; and perhaps a reward."""
 
     def close(self) -> None:  # noqa: B027
         """Release what the conversation held; called once, also after an exception."""

@@ -50,7 +50,7 @@ def observation_tokens(
 
 
 def between_responses(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], name: str) -> str:
-    """What the chat template writes behind an assistant's message when these messages follow.
+    """Text that the chat template writes behind an assistant's message when these messages follow.
 
     Raises:
         UserError: Naming `name`, if the template refuses them or rewrites the message before.

@@ -158,7 +158,7 @@ class Conversation:
         self.texts.append(str(self.tokenizer.decode(completion.token_ids.tolist(), skip_special_tokens=True)))
 
     def step(self) -> Step | None:
-        """What the environment makes of the last response; `None` if it has failed."""
+        """Have the environment answer the last response; `None` if it has failed."""
         last = self.completions[-1]
         if not self.failure:
             try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KnownStatistics:
-    """What is known of this rank's response tokens before the first step, and the plan of the steps."""
+    """Statistics of this rank's response tokens before the first step, and the plan of the steps."""
 
     batch: RolloutBatch
     """With its advantages."""

@@ -65,7 +65,7 @@ class TokenFilter:
 
 @dataclass(frozen=True)
 class Output:
-    """What vLLM returned for one request."""
+    """Response of vLLM to one request."""
 
     token_ids: tuple[int, ...]
     """`[response_length]`, with the token that ended it."""
