@@ -25,6 +25,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.losses.advantages import RLOO
 from dynamo_lightning.policy.packing import MicroBatches
 from dynamo_lightning.rollout.exchange import spread_over_ranks
@@ -37,7 +38,6 @@ from dynamo_lightning.types import (
     Rollout,
     RolloutBatch,
     Score,
-    make_groups,
 )
 from dynamo_lightning.update.join import join
 

@@ -20,6 +20,7 @@ from dynamo_lightning.allocation.allocate import Cost
 from dynamo_lightning.allocation.allocator import Allocator
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.allocation.plans import batch_of_state, batch_state
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
 from dynamo_lightning.allocation.statistics import PromptStatistics
@@ -33,7 +34,7 @@ from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
 from dynamo_lightning.rewards.columns import check_answer, check_columns
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.runs.hyperparameters import save_arguments
-from dynamo_lightning.types import GroupPlan, Outcome, PilotBaseline, Prompt, PromptBatch, make_groups
+from dynamo_lightning.types import GroupPlan, Outcome, PilotBaseline, Prompt, PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -52,13 +52,18 @@ from dynamo_lightning.rollout.source import Actor, RolloutSource
 from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of_left_out
 from dynamo_lightning.runs.progress import keep_counters, mend_epochs
 from dynamo_lightning.runs.schedule import apply_options
-from dynamo_lightning.runs.trainer_checks import check_data_module, check_trainer, check_validation_interval
+from dynamo_lightning.runs.trainer_checks import (
+    check_data_module,
+    check_number_of_responses,
+    check_trainer,
+    check_validation_interval,
+)
 from dynamo_lightning.types import Collected, PromptBatch
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
 from dynamo_lightning.update.plan import passes_per_rollout
 from dynamo_lightning.update.record import iteration_record
-from dynamo_lightning.update.sampling_check import is_exact, sampling_tolerance
+from dynamo_lightning.update.sampling_check import sampling_tolerance, takes_engine_statistics
 from dynamo_lightning.update.settings import UpdateSettings
 from dynamo_lightning.update.steps import TrainedPolicy
 from dynamo_lightning.update.updater import PolicyUpdater
@@ -234,16 +239,9 @@ class PolicyModule(EvaluationLoops):
             self.check_fit_options()
         self.collector.scorer.start()
         self.datamodule.check_reward(self.reward)
-        num_samples = self.datamodule.eval_rollouts_per_prompt
-        for option, ks in (
-            ("model.pass_at_k", self.pass_at_k),
-            ("model.evaluation.maj_at_k", self.evaluation.maj_at_k),
-        ):
-            if stage in ("validate", "test", "fit") and ks and not 1 <= min(ks) <= max(ks) <= num_samples:
-                raise UserError(
-                    f"{option}={ks} needs at least {max(ks)} responses for each prompt and every k at least 1, but "
-                    f"data.eval_rollouts_per_prompt is {num_samples}"
-                )
+        if stage in ("validate", "test", "fit"):
+            ks = {"model.pass_at_k": self.pass_at_k, "model.evaluation.maj_at_k": self.evaluation.maj_at_k}
+            check_number_of_responses(ks, self.datamodule.eval_rollouts_per_prompt)
 
     def check_fit_options(self) -> None:
         """Find out before anything is sampled what would stop the run later, or what two parts disagree about.
@@ -277,14 +275,8 @@ class PolicyModule(EvaluationLoops):
         set_training_mode(self.policy)
         with self.trainer.precision_plugin.forward_context():
             layout = choose_layout(self.policy)
-            # Log-probabilities and entropies need no pass of their own where the sampler has them exactly.
-            generator = self.collector.generator
-            self.collector.with_statistics = (
-                generator.gives_statistics
-                and not self.updater.settings.uses_external_engine
-                and not self.update_config.recompute_logprobs
-                and is_exact(generator, self.policy)
-            )
+            generator, settings = self.collector.generator, self.updater.settings
+            self.collector.with_statistics = takes_engine_statistics(generator, self.policy, settings)
         for reference in self._reference:
             set_token_layout(reference, layout)
 

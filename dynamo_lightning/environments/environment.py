@@ -33,7 +33,7 @@ class Step:
     """
 
     observation: str | Sequence[Message] | None = None
-    """Next thing that the policy reads: chat messages, which the tokenizer's chat template renders, or a text that is read as
+    """Next thing that the policy reads: chat messages, which the tokenizer's chat template renders, or a text as
     it is; `None` ends the conversation."""
     reward: float | None = None
     """Added to the rollout's reward; `None` adds nothing. If no step gives a reward, `model.reward` does."""

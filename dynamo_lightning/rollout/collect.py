@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, DynamicSamplingConfig
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
 from dynamo_lightning.engines.engine import Completion, Engine, Request, SamplingConfig
 from dynamo_lightning.environments import Environment
@@ -28,7 +29,6 @@ from dynamo_lightning.types import (
     Rollout,
     RolloutRequest,
     Score,
-    make_groups,
 )
 
 if TYPE_CHECKING:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from dynamo_lightning.allocation.groups import make_groups, whole_batch
 from dynamo_lightning.losses.advantages import Advantage
 from dynamo_lightning.types import (
     Collected,
     GroupedRewards,
     RolloutBatch,
     RolloutGroup,
-    make_groups,
-    whole_batch,
 )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynamo_lightning.types import Collected, IterationRecord, whole_batch
+from dynamo_lightning.allocation.groups import whole_batch
+from dynamo_lightning.types import Collected, IterationRecord
 from dynamo_lightning.update.experience import Experience
 from dynamo_lightning.update.metrics import allocation_metrics, rollout_metrics
 from dynamo_lightning.update.updater import UpdateResult

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dynamo_lightning.engines.engine import Engine
+    from dynamo_lightning.update.settings import UpdateSettings
 
 FULL_PRECISION_TOLERANCE = 1e-3
 HALF_PRECISION_TOLERANCE = 0.05
@@ -90,6 +91,19 @@ def is_exact(generator: Engine, policy: PreTrainedModel) -> bool:
     device = policy.device.type
     trained = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.dtype
     return all(dtype in (torch.float32, torch.float64) for dtype in (trained, generator.engine_dtype(policy)))
+
+
+def takes_engine_statistics(generator: Engine, policy: PreTrainedModel, settings: UpdateSettings) -> bool:
+    """True if log-probabilities and entropies need no pass of their own, because the sampler has them exactly.
+
+    Args:
+        generator: The engine.
+        policy: The policy under training; called in the precision context of training.
+        settings: The options of updates.
+    """
+    if settings.uses_external_engine or settings.config.recompute_logprobs:
+        return False
+    return generator.gives_statistics and is_exact(generator, policy)
 
 
 def check_difference(difference: LogpDifference, tolerance: float | None, policy: PreTrainedModel) -> None:

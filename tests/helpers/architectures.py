@@ -182,6 +182,7 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     """
     from transformers.models.auto import tokenization_auto
 
+    from dynamo_lightning.allocation.groups import make_groups
     from dynamo_lightning.engines.engine import SamplingConfig
     from dynamo_lightning.export import export_policy
     from dynamo_lightning.module import PolicyModule
@@ -196,7 +197,6 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
         PromptBatch,
         RolloutRequest,
         Score,
-        make_groups,
     )
     from dynamo_lightning.update.config import UpdateConfig
     from dynamo_lightning.update.join import join

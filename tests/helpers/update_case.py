@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
-from dynamo_lightning.types import Collected, Outcome, Rollout, Score, make_groups
+from dynamo_lightning.types import Collected, Outcome, Rollout, Score
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
 from dynamo_lightning.update.plan import plan_step
