@@ -14,6 +14,7 @@ from dynamo_lightning.allocation import (
     AllocationRule,
     ArcsineKalman,
     BetaPosterior,
+    LogitFilter,
     PaperBernoulli,
     ProportionalRule,
     RLOORule,
@@ -28,6 +29,7 @@ LEARNERS: dict[str, tuple[Callable[[], VarianceEstimator], AllocationRule]] = {
     "beta_posterior": (partial(BetaPosterior, half_life=100), RLOORule()),
     "arcsine_kalman": (ArcsineKalman, RLOORule()),
     "paper_bernoulli": (PaperBernoulli, ProportionalRule()),
+    "filter": (LogitFilter, RLOORule()),
 }
 ARMS = ("uniform", *LEARNERS, "oracle", "oracle_gradient", "random_matched")
 KINDS = {
@@ -57,6 +59,7 @@ class Scale:
     num_resamples: int = 2000
     max_train_prompts: int | None = None
     learning_rate: float = 3e-5
+    task: str = "arithmetic"
 
 
 QUICK = Scale(1, 2, 8, 32, 16, 256, 100, max_train_prompts=32)
@@ -133,13 +136,18 @@ def relative_bias(squares: list[float], num_resamples: int) -> tuple[float, floa
     return float(mean), float(low), float(high)
 
 
+def arms_of(mode: str, cells: list[Measurement]) -> list[str]:
+    """Arms that were measured in a mode, those of baselines last."""
+    return list(dict.fromkeys(arm for cell in cells for found, arm in cell.deviations if found == mode))
+
+
 def summarise(cells: list[Measurement], scale: Scale) -> list[dict[str, Any]]:
     """The headline: a record for each mode and arm, over checkpoints with 16 or more earlier rollouts."""
     cells = [cell for cell in cells if cell.history >= 16]
     records = []
     for mode in MODES:
-        for arm in ARMS:
-            exact = mode == "rloo+prompt_mean"
+        for arm in arms_of(mode, cells):
+            exact = mode == "rloo+prompt_mean" and arm in ARMS
             values, uniform = (
                 [cell.variances("gradient", 0, name) if exact else cell.deviations[mode, name] for cell in cells]
                 for name in (arm, "uniform")
