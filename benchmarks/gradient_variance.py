@@ -385,12 +385,14 @@ def main(arguments: list[str] | None = None) -> None:
         runs = run(partial(train, scale=scale), range(scale.num_seeds))
         cells = list(run(partial(measure, scale=scale), [checkpoint for found in runs for checkpoint in found]))
     records = summarise(cells, scale)
-    print(
-        f"{scale.task}: {scale.num_seeds} seeds (0 to {scale.num_seeds - 1}) × {scale.num_epochs} checkpoints × "
-        f"{scale.num_prompts} prompts × {scale.num_references} reference rollouts; learning rate {scale.learning_rate:g}; "
-        f"{platform.machine()} CPU, {options.processes} "
-        f"processes of one thread; torch {torch.__version__}; {time.perf_counter() - start:.0f} s"
+    measured = (
+        f"{scale.num_epochs} checkpoints × {scale.num_prompts} prompts × {scale.num_references} reference rollouts"
     )
+    machine = f"{platform.machine()} CPU, {options.processes} processes of one thread; torch {torch.__version__}"
+    print(
+        f"{scale.task}: {scale.num_seeds} seeds (from 0) × {measured}; learning rate {scale.learning_rate:g}; {machine}"
+    )
+    print(f"{time.perf_counter() - start:.0f} s")
     print_tables(cells, records, scale)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
