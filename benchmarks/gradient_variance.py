@@ -36,7 +36,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -71,6 +70,7 @@ from variance_tables import (
     Measurement,
     Scale,
     debiased_square,
+    print_header,
     print_tables,
     summarise,
 )
@@ -385,14 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
         runs = run(partial(train, scale=scale), range(scale.num_seeds))
         cells = list(run(partial(measure, scale=scale), [checkpoint for found in runs for checkpoint in found]))
     records = summarise(cells, scale)
-    measured = (
-        f"{scale.num_epochs} checkpoints × {scale.num_prompts} prompts × {scale.num_references} reference rollouts"
-    )
-    machine = f"{platform.machine()} CPU, {options.processes} processes of one thread; torch {torch.__version__}"
-    print(
-        f"{scale.task}: {scale.num_seeds} seeds (from 0) × {measured}; learning rate {scale.learning_rate:g}; {machine}"
-    )
-    print(f"{time.perf_counter() - start:.0f} s")
+    print_header(scale, options.processes, time.perf_counter() - start)
     print_tables(cells, records, scale)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 
 from dynamo_lightning.allocation import (
     AllocationRule,
@@ -185,6 +187,15 @@ def print_exact(cells: list[Measurement], kind: str, setting: int, scale: Scale)
             for group in groups.values()
         ]
         print(f"{arm:16}" + "".join(f"{shown(*ratio):>24}" for ratio in ratios))
+
+
+def print_header(scale: Scale, num_processes: int, seconds: float) -> None:
+    """Print what was measured and on what."""
+    print(
+        f"{scale.task}: {scale.num_seeds} seeds (from 0) × {scale.num_epochs} checkpoints × {scale.num_prompts} prompts "
+        f"× {scale.num_references} reference rollouts; learning rate {scale.learning_rate:g}; {platform.machine()} CPU, "
+        f"{num_processes} processes of one thread; torch {torch.__version__}; {seconds:.0f} s"
+    )
 
 
 def print_tables(cells: list[Measurement], records: list[dict[str, Any]], scale: Scale) -> None:
