@@ -192,9 +192,9 @@ def print_exact(cells: list[Measurement], kind: str, setting: int, scale: Scale)
 def print_header(scale: Scale, num_processes: int, seconds: float) -> None:
     """Print what was measured and on what."""
     print(
-        f"{scale.task}: {scale.num_seeds} seeds (from 0) × {scale.num_epochs} checkpoints × {scale.num_prompts} prompts "
-        f"× {scale.num_references} reference rollouts; learning rate {scale.learning_rate:g}; {platform.machine()} CPU, "
-        f"{num_processes} processes of one thread; torch {torch.__version__}; {seconds:.0f} s"
+        f"{scale.task}: {scale.num_seeds} seeds (from 0) × {scale.num_epochs} checkpoints × {scale.num_prompts} "
+        f"prompts × {scale.num_references} reference rollouts; learning rate {scale.learning_rate:g}; "
+        f"{platform.machine()} CPU, {num_processes} processes of one thread; torch {torch.__version__}; {seconds:.0f} s"
     )
 
 
