@@ -186,8 +186,9 @@ def _spikes(run: RunHistory, color: int) -> list[Trace]:
     rises = [i for i in range(len(counts)) if counts[i] > (counts[i - 1] if i else 0.0) and math.isfinite(entropy[i])]
     if not rises:
         return []
+    name = f"{len(rises)} spike{'s' * (len(rises) > 1)} {run.label}".strip()
     return [
-        {"type": "scatter", "mode": "markers", "name": f"{len(rises)} spikes {run.label}".strip(),
+        {"type": "scatter", "mode": "markers", "name": name,
          "x": [run.iterations[i] for i in rises], "y": _plain([entropy[i] for i in rises]),
          "meta": {"color": color, "role": "cross"}}
     ]  # fmt: skip

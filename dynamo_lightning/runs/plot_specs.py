@@ -33,9 +33,12 @@ LINE_PLOTS = (
         name="reward",
         section="Results",
         subject="Training reward",
-        caption="Mean reward of the rollouts of each iteration. A point opens its rollouts.",
+        caption=(
+            "Mean reward of each iteration; over prompts, it is comparable between runs whose group sizes differ. "
+            "A point opens the iteration's rollouts."
+        ),
         y_title="mean reward",
-        lines={"reward": "over rollouts", "reward_prompt_mean": "over prompts"},
+        lines={"reward_prompt_mean": "over prompts", "reward": "over rollouts"},
     ),
     LinePlot(
         name="entropy",

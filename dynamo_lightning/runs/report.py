@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.runs.comparison import compare
+from dynamo_lightning.runs.live import watch
 from dynamo_lightning.runs.page import MAX_ROLLOUTS, write_page
 
 EPILOG = "Without --output it compares finished runs in the terminal; with it, runs may still be going on."
@@ -35,6 +36,11 @@ def report_parser() -> ArgumentParser:
         metavar="N",
         help=f"Rollouts on the page, about; beyond it whole groups are drawn at random (default {MAX_ROLLOUTS}).",
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="Show one run in the terminal as it goes on, until it ends or Ctrl-C is pressed.",
+    )
     return parser
 
 
@@ -50,6 +56,14 @@ def report(arguments: Sequence[str]) -> None:
     given = report_parser().parse_args(arguments)
     if given.rollouts < 0:
         raise UserError(f"report --rollouts must be at least 0, got {given.rollouts}")
+    if given.watch:
+        if given.output is not None or len(given.run_folders) != 1:
+            raise UserError(
+                f"report --watch shows one run in the terminal, got {len(given.run_folders)} runs"
+                f"{' and --output' if given.output is not None else ''}: give one run and no --output"
+            )
+        watch(given.run_folders[0])
+        return
     if given.output is None:
         compare(given.run_folders)
         return

@@ -13,7 +13,7 @@ from dynamo_lightning.runs.folder import EVALUATIONS
 from dynamo_lightning.runs.history import RunHistory
 from dynamo_lightning.runs.json_lines import Row, read_rows
 
-MAX_BYTES = 128 * 2**20
+MAX_BYTES = 64 * 2**20
 """Size of the logs above which a part of the groups is shown."""
 _FAILURES = ("timeout", "crash")
 

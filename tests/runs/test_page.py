@@ -56,7 +56,7 @@ def test_entropy_spikes_are_marked_where_their_number_rises(tmp_path):
     run = read_history(str(write_run(tmp_path / "run")))
     (plot,) = (plot for plot in plots_of([run]) if plot.name == "entropy")
     (cross,) = (trace for trace in plot.traces if trace["meta"]["role"] == "cross")
-    assert cross["x"] == [21] and cross["name"] == "1 spikes"
+    assert cross["x"] == [21] and cross["name"] == "1 spike"
 
 
 def test_curves_of_long_runs_are_means_of_several_iterations(tmp_path):

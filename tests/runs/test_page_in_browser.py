@@ -38,12 +38,18 @@ def visit(browser, tmp_path):
     """Opens the page of some runs in a window of this width; fails if the console has an error."""
 
     def run(*folders, width=1440, dark=False):
+        if (folders, width, dark) == getattr(browser, "visited", None):  # the page as it was opened
+            browser.execute_script(
+                "document.getElementById('group').close();document.getElementById('filters').reset()"
+            )
+            return browser
         page = write_page(list(map(str, folders)), str(tmp_path / "report.html"))
         size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         browser.get(page.as_uri())
+        browser.visited = (folders, width, dark)
         return browser
 
     yield run
