@@ -91,7 +91,7 @@ def read_history(folder: str, label: str = "") -> RunHistory:
     unreadable: list[str] = []
     summary = None
     try:
-        summary = read_summary(folder)
+        summary = _cleaned(read_summary(folder))
     except MissingFileError:
         unreadable.append("no summary.json: the run has not ended, or was killed")
     except UserError as error:
@@ -166,10 +166,40 @@ def _headlines(row: Mapping[str, float]) -> dict[str, float]:
 
 def _add_first_validation(validations: dict[str, list[Estimate]], summary: Mapping[str, Any] | None) -> None:
     """Put the validation before training, which only the summary has, in front."""
-    before = {name: value for name, value in ((summary or {}).get("before") or {}).items() if _is_number(value)}
+    before = (summary or {}).get("before", {})
     for name, value in _headlines(before).items():
         low, high = before.get(f"val/{name}_low"), before.get(f"val/{name}_high")
         validations.setdefault(name, []).insert(0, Estimate(0, value, low, high))
+
+
+def _cleaned(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary whose parts are of the types that a run writes; others are left out."""
+    seed, iterations = summary.get("seed"), summary.get("iterations")
+    counts = summary.get("counts")
+    after = counts.get("after") if isinstance(counts, dict) else None
+    by_source = {
+        source: {problem: pair for problem, pair in of_source.items() if _is_count(pair)}
+        for source, of_source in (after.items() if isinstance(after, dict) else ())
+        if isinstance(of_source, dict)
+    }
+    return {
+        "status": str(summary.get("status", "")),
+        "iterations": iterations if isinstance(iterations, int) else 0,
+        "seed": seed if isinstance(seed, int) else None,
+        "counts": {"after": by_source},
+        **{name: _numbers_of(summary.get(name)) for name in ("before", "after", "seconds", "final")},
+    }
+
+
+def _numbers_of(values: Any) -> dict[str, float]:
+    return {name: v for name, v in values.items() if _is_number(v)} if isinstance(values, dict) else {}
+
+
+def _is_count(pair: Any) -> bool:
+    """True for successes and samples of a problem."""
+    return (
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, int) for n in pair) and 0 <= pair[0] <= pair[1]
+    )
 
 
 def _read_warnings(path: Path) -> list[Warned]:
@@ -214,6 +244,7 @@ def _iteration(row: Mapping[str, Any]) -> int:
 
 def _is_group_row(row: Mapping[str, Any]) -> bool:
     columns = [row.get(name) for name in ("prompt_ids", "sizes", "successes", "expected", "tokens")]
-    return isinstance(row.get("iteration"), int) and all(
-        isinstance(column, list) and len(column) == len(columns[0] or ()) for column in columns
-    )
+    if not isinstance(row.get("iteration"), int) or not all(isinstance(column, list) for column in columns):
+        return False
+    lengths = {len(column) for column in columns if column is not None}
+    return len(lengths) == 1 and all(_is_number(value) for column in columns if column is not None for value in column)

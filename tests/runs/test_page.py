@@ -1,4 +1,5 @@
 import json
+import random
 import re
 from types import SimpleNamespace
 
@@ -78,6 +79,25 @@ def test_missing_torn_and_empty_files_are_told_and_not_fatal(tmp_path):
     assert run.unreadable[0].startswith(f"{folder}/summary.json is not complete JSON")
     assert run.unreadable[1] == "2 rows of metrics.csv are torn or not numbers, and left out"
     assert "2 rows of metrics.csv are torn" in render([run], library="")
+
+
+def test_files_damaged_at_random_never_end_in_a_traceback(tmp_path):
+    folder = write_run(tmp_path / "run", num_iterations=12, tripwires=[{"iteration": 3, "message": "m"}])
+    other = write_run(tmp_path / "other", num_iterations=12)
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    values = [b"null", b"true", b'"x"', b"-1", b"1e999", b"NaN", b"{}", b"[]", b"9" * 20]
+    rng = random.Random(0)
+    for number in range(80):
+        path = rng.choice(sorted(whole))
+        content = whole[path]
+        if number % 2:
+            content = content[: rng.randrange(len(content))]
+        spots = list(re.finditer(rb'-?\d+(\.\d+)?|\[[^\[\]]*\]|"[^"]*"|\{[^{}]*\}', content))
+        for spot in sorted(rng.sample(spots, min(3, len(spots))), key=lambda match: -match.start()):
+            content = content[: spot.start()] + rng.choice(values) + content[spot.end() :]
+        path.write_bytes(content)
+        assert "<main" in render(read_runs([str(folder), str(other)]), library="")
+        path.write_bytes(whole[path])
 
 
 def test_an_empty_run_has_a_page_without_plots(tmp_path):
