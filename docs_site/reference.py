@@ -22,7 +22,8 @@ from jsonargparse._actions import _ActionConfigLoad, _ActionHelpClassPath, _Acti
 from jsonargparse._link_arguments import ActionLink
 
 PREFIX = "dynamo_lightning."
-SHOWN_PARENTS = ("model", "data", "trainer", "optimizer", "lr_scheduler")
+LONGEST_DEFAULT = 80
+"""Characters after which a default that is text is cut off."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def type_name(typehint: Any) -> str:
 
 def default_text(default: Any) -> str:
     """A default as YAML would have it, on one line; a class by its short name."""
-    if isinstance(default, list):
+    if isinstance(default, list | tuple):
         return "[" + ", ".join(default_text(item) for item in default) + "]"
     if (isinstance(default, dict) and "class_path" in default) or hasattr(default, "class_path"):
         values = default if isinstance(default, dict) else vars(default)
@@ -66,7 +67,8 @@ def default_text(default: Any) -> str:
         return "see --optimizer"
     if dataclasses.is_dataclass(default) and not isinstance(default, type):
         return type(default).__name__
-    return str(default) if str(default) else '""'
+    text = " ".join(str(default).split())
+    return (text if len(text) <= LONGEST_DEFAULT else f"{text[:LONGEST_DEFAULT]} …") or '""'
 
 
 def options_of(parser: ArgumentParser, prefix: str = "") -> list[Option]:
@@ -168,9 +170,16 @@ def table(options: list[Option], prefix: str = "") -> Iterator[str]:
     yield "| option | type | default | |"
     yield "|---|---|---|---|"
     for option in options:
-        cells = (f"`{prefix}{option.name}`", f"`{option.type}`", f"`{option.default}`", option.help)
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        # Pipes within code do not end a cell.
+        cells = (f"`{prefix}{option.name}`", f"`{option.type}`", f"`{option.default}`", escape(option.help))
+        yield f"| {' | '.join(cells)} |"
     yield ""
+
+
+def escape(text: str) -> str:
+    """Text whose pipes, but for those within code, do not end a cell of a table."""
+    parts = text.split("`")
+    return "`".join(part if number % 2 else part.replace("|", "\\|") for number, part in enumerate(parts))
 
 
 def options_page() -> str:
