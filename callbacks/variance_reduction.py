@@ -270,14 +270,14 @@ class VarianceReductionMonitor(Callback):
         own = [rollout for rollout in record.rollouts if rollout.prompt.prompt_id in prompt_ids]
         prompt = record.batch.prompts[0]
         # The filler never counts.
-        spare = Rollout(prompt, 0, np.array(prompt.token_ids[-1:]), np.zeros(1, dtype=np.float32), "")
+        filler = Rollout(prompt, 0, np.array(prompt.token_ids[-1:]), np.zeros(1, dtype=np.float32), "")
         policy, was_training = pl_module.policy, pl_module.policy.training
         policy.eval()
         with trainer.precision_plugin.forward_context():
             projected = head_scores(
                 policy,
                 own,
-                spare,
+                filler,
                 pl_module.update_config,
                 temperature=pl_module.sampling.temperature,
                 num_projections=self.num_projections,

@@ -31,7 +31,7 @@ class Prompt:
     question: str
     """The problem as the data set states it, before any template."""
     text: str
-    """What the policy reads: the question after the chat template or format string."""
+    """Text that the policy reads: the question after the chat template or format string."""
     token_ids: tuple[int, ...]
     """`text` as tokens, `[prompt_length]`."""
     answer: str
@@ -206,7 +206,7 @@ class Rollout:
 
     @property
     def key(self) -> Key:
-        """What outcomes are joined on: `(prompt_id, sample_index)`."""
+        """Key that outcomes are joined on: `(prompt_id, sample_index)`."""
         return self.prompt.prompt_id, self.sample_index
 
     @property
@@ -227,7 +227,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Score:
-    """What the reward made of one rollout."""
+    """Reward of one rollout."""
 
     reward: float
     """The total that advantages are computed from; `failure_score` after a failure."""
@@ -365,7 +365,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class IterationRecord:
-    """What one RL iteration did; `training_step` returns it as `outputs["record"]` for callbacks to read."""
+    """Record of one RL iteration; `training_step` returns it as `outputs["record"]` for callbacks to read."""
 
     batch: PromptBatch
     outcomes: tuple[Outcome, ...]

@@ -170,7 +170,7 @@ class Advantage(ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers of earlier iterations, tensors and primitives only; empty if nothing."""
+        """Its memory of earlier iterations, tensors and primitives only; empty if nothing."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

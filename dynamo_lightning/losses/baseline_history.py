@@ -89,7 +89,7 @@ class BaselineHistory:
         self.iteration = iteration
 
     def _discount(self, elapsed: IntArray) -> FloatArray:
-        """What is left of a sum after so many iterations."""
+        """Share of a sum that is left after so many iterations."""
         return np.exp2(-np.maximum(elapsed, 0) / self.half_life)
 
     def state_dict(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Modulation(ABC):
         """Learn from a finished iteration; called once, on every rank, with the same metrics."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers of earlier iterations, tensors and primitives only; empty if nothing."""
+        """Its memory of earlier iterations, tensors and primitives only; empty if nothing."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

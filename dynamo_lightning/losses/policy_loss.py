@@ -38,7 +38,7 @@ def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss needs besides the current statistics; all `[num_tokens]`, without gradient."""
+    """Input of the loss besides the current statistics; all `[num_tokens]`, without gradient."""
 
     old_logprobs: Tensor | None
     """log π_old(a) of the policy that sampled the tokens, nats; `None` where it has not moved since."""
@@ -51,7 +51,7 @@ class LossInputs:
     sequence_indices: Tensor | None = None
     """Which rollout a token belongs to, int64, any numbers from 0; a micro-batch holds whole rollouts."""
     token_selection: Tensor | None = None
-    """What the penalty's `token_selection` returned; only with a penalty that selects tokens."""
+    """The penalty's `token_selection`; only with a penalty that selects tokens."""
 
     def __getitem__(self, tokens: slice | Tensor) -> LossInputs:
         """Those of some of the tokens."""
@@ -75,7 +75,7 @@ class PolicyLoss:
     """`prompt_mean`: every prompt weighs the same, whatever its group size; `sequence_mean`: every rollout;
     `token_mean`: every token."""
     length_normalisation: LengthNormalisation = "max_response_length"
-    """What a rollout's token sum is divided by: the constant limit or its own length; without effect under
+    """Divisor of a rollout's token sum: the constant limit or its own length; without effect under
     `token_mean`."""
     entropy_coefficient: float = 0.0
     """c_H: adds `−c_H · mean token entropy` to the loss."""
@@ -115,7 +115,7 @@ class PolicyLoss:
             self.modulation.after_iteration(record)
 
     def state_dict(self) -> dict[str, Any]:
-        """What its parts remember of earlier iterations, by part, with their class names; empty if nothing."""
+        """Memory of its parts of earlier iterations, by part, with their class names; empty if none has any."""
         parts = {"advantage": self.advantage, "modulation": self.modulation}
         states = {name: part.state_dict() for name, part in parts.items() if part is not None}
         return {name: {"class": type(parts[name]).__name__, "state": state} for name, state in states.items() if state}

@@ -26,7 +26,7 @@ TILE_WIDTHS = {"cpu": 2048, "cuda": 8192}
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What the loss needs to know of the policy's distribution π at each response token."""
+    """Statistics of the policy's distribution π at each response token."""
 
     logprobs: Tensor
     """log π(a) of the sampled token a, `[num_tokens]`, nats."""

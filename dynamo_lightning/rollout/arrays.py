@@ -33,7 +33,7 @@ class RolloutArrays:
     logprobs: NDArray[np.float32]
     """`[num_response_tokens]`."""
     token_statistics: NDArray[np.float32]
-    """Of the rollouts that have them, `[num_values]`."""
+    """Statistics of the rollouts that have them, `[num_values]`."""
     turns: NDArray[np.int64]
     """Start, stop and version of each turn, `[3 · num_turns]`."""
     rewards: NDArray[np.float64]

@@ -68,7 +68,7 @@ class Experience:
     token_entropy: Tensor | None = None
     """Entropy of this rank's response tokens before the update, nats, `[num_tokens]`; NaN where it was not computed."""
     modulation_inputs: ModulationInputs | None = None
-    """What the modulation was computed from; only if it has candidates for later steps."""
+    """Input that the modulation was computed from; only if it has candidates for later steps."""
     probe: Tensor | None = None
     """This rank's rollouts whose entropy is measured again after the steps, `[num_rollouts]`, bool; `None`: nothing is
     measured, on no rank."""

@@ -44,7 +44,7 @@ class KnownStatistics:
     difference: LogpDifference
     """See `Experience.difference`."""
     metrics: dict[str, float]
-    """Of advantages that are made of the statistics."""
+    """Metrics of advantages that are made of the statistics."""
 
 
 def know(

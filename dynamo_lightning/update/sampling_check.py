@@ -40,14 +40,14 @@ class LogpDifference:
     num_tokens: int = 0
 
     def __add__(self, other: LogpDifference) -> LogpDifference:
-        """Of the tokens of both."""
+        """The difference over the tokens of both."""
         return LogpDifference(
             self.total + other.total, max(self.largest, other.largest), self.num_tokens + other.num_tokens
         )
 
     @classmethod
     def of(cls, trained: Tensor, sampled: Tensor) -> LogpDifference:
-        """Of these tokens, `[num_tokens]` each."""
+        """The difference over these tokens, `[num_tokens]` each."""
         if not len(trained):
             return cls()
         difference = (trained.detach().double() - sampled.to(trained.device, torch.float64)).abs()

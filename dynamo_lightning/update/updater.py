@@ -40,7 +40,7 @@ class UpdateResult:
     metrics: Mapping[str, float]
     """Those of the experience, and means over the optimizer steps; each a global sum over a global denominator."""
     gradient_norms: tuple[float, ...]
-    """Of each step, before clipping; empty if no rollout had a gradient."""
+    """Norm at each step, before clipping; empty if no rollout had a gradient."""
 
 
 class PolicyUpdater:
