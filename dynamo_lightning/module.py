@@ -388,7 +388,7 @@ class PolicyModule(EvaluationLoops):
         if self._trainer is None:
             warn_of_left_out(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), type(self).__name__)
         elif self.trainer.state.fn == TrainerFn.FITTING:
-            self.source.in_flight.load_state_dict(checkpoint.get("rollouts_in_flight", {}))
+            self.source.in_flight.load_checkpoint(checkpoint)
             self.loss.load_state_dict(checkpoint.get("loss", {}))
             mend_epochs(checkpoint)
             apply_options(checkpoint, self.optimizer, self.lr_scheduler, self.trainer.optimizers)

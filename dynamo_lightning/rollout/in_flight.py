@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
 from dynamo_lightning.rollout.arrays import RolloutArrays
@@ -101,6 +102,15 @@ class RolloutsInFlight:
             whole = parts[0].map(lambda name, _: np.concatenate([getattr(part, name) for part in parts]))  # noqa: B023
             state[str(iteration)] = {"sampled_at": batch.sampled_at, **whole.state_dict()}
         return state
+
+    def load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Keep the rollouts of a checkpoint until their batches are trained on."""
+        if checkpoint.get("rollouts_ahead"):
+            rank_zero_warn(
+                "the rollouts that version 0.1 sampled ahead (model.one_step_off) are in a form that is not read any "
+                "more: their batch is sampled anew, from the weights of the checkpoint"
+            )
+        self.load_state_dict(checkpoint.get("rollouts_in_flight", {}))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Keep the rollouts of `state_dict` until their batches are trained on."""

@@ -21,6 +21,7 @@ from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rewards import FunctionReward
 from dynamo_lightning.rewards.scorer import ScoringConfig
+from dynamo_lightning.rollout.in_flight import RolloutsInFlight
 from dynamo_lightning.types import Outcome, Score
 
 
@@ -153,3 +154,10 @@ def test_the_old_option_says_its_new_name(tiny_policy, monkeypatch):
     monkeypatch.setattr("dynamo_lightning.engines.renamed._warned", set())
     with pytest.warns(FutureWarning, match=r"model\.one_step_off is now model\.max_staleness=1"):
         assert PolicyModule(tiny_policy, one_step_off=True).source.max_staleness == 1
+
+
+def test_rollouts_that_version_0_1_sampled_ahead_are_sampled_anew_with_a_word():
+    in_flight = RolloutsInFlight()
+    with pytest.warns(UserWarning, match=r"version 0\.1 sampled ahead .* sampled anew"):
+        in_flight.load_checkpoint({"rollouts_ahead": {"iteration": 3}})
+    assert in_flight.state_dict() == {}
