@@ -5,7 +5,7 @@ RUN := $(BIN)/python -m dynamo_lightning
 # Everything comes from constraints.txt, which pins the tested versions.
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart test test-all test-gpu lint types floors bench policy policy-chain vllm-cpu clean
+.PHONY: help quickstart test test-all test-gpu lint types floors docs bench policy policy-chain vllm-cpu clean
 
 help: ## Say what each command does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,13 @@ types: $(VENV)/.installed-lint ## Check types
 
 floors: $(VENV)/.installed-lint ## Check that imports go down only, from the command line to the records
 	$(BIN)/lint-imports --no-logo
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable ".[docs,test]"
+	@touch $@
+
+docs: $(VENV)/.installed-docs ## Build the documentation as a site in build/site; every link is checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/.installed ## Run every benchmark; results go to benchmarks/results/
 	for file in benchmarks/*.py; do \

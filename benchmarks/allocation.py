@@ -8,7 +8,7 @@ stay in the file as they are. Tables `variance` and `cost`, the first command's:
 
 512 prompts draw their success rates p from a prior; each shows `history` rollouts to the statistics in RL iteration 0;
 with drift, the policy then moves every p by +1 or −1 on the logit scale, unseen. In iteration 1 the estimator and the
-rule share out a budget of 16 rollouts per prompt. The ratio is Σ p(1 − p)/(n − 1) under the sizes over that of equal
+rule allocate a budget of 16 rollouts per prompt. The ratio is Σ p(1 − p)/(n − 1) under the sizes over that of equal
 groups, with the p of iteration 1: exact, given the sizes. All arms of a cell see the same draws. Intervals: 95 %,
 Student's t over 40 draws.
 
@@ -163,6 +163,7 @@ MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "drift": drifting_pools.measure_drift,
     "one_epoch": drifting_pools.measure_one_epoch,
     "population": drifting_pools.measure_population,
+    "pilot": drifting_pools.measure_pilot,
 }
 
 
@@ -174,7 +175,7 @@ def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
         print(f"\n{'prompts':>8}{'budget':>9}{'milliseconds':>14}{'bytes per visited prompt':>26}")
         for cost in results["cost"]:
             print("{num_prompts:8}{budget:9}{milliseconds:14.2f}{bytes_per_visited_prompt:26}".format(**cost))
-    for name in ("drift", "one_epoch", "population"):
+    for name in ("drift", "one_epoch", "population", "pilot"):
         if name in results:
             drifting_pools.print_table(name, results[name])
 

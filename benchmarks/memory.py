@@ -5,7 +5,7 @@
 
 Runs a few iterations of `fit` with the given config (the quickstart's by default) and options, but random weights of
 the policy's architecture and made-up prompts of the longest length allowed: a random policy hardly ever ends a response
-before the length limit, so lengths are the largest, too. Rewards are tossed: every group has something to teach.
+before the length limit, so lengths are the largest, too. Rewards are tossed: every group has a learning signal.
 Validation and checkpoints are left out. Peaks are those of the process that needs most: on a GPU of tensors, on a CPU
 of resident memory, in which everything that Python imports counts (see `start`).
 """

@@ -2,8 +2,8 @@
 
 Five things differ from Lightning's `ModelCheckpoint` under manual optimization:
 
-- it counts optimizer steps, of which an iteration has several, or none when its rollouts taught nothing; the latter
-  must be saved too, since it advanced the prompt stream and the prompt statistics;
+- it counts optimizer steps, of which an iteration has several, or none when no rollout has an advantage; these must
+  be saved too, since it advanced the prompt stream and the prompt statistics;
 - it has no rule to keep the newest k files; here the iteration number is itself the default metric to rank by;
 - saved before a validation, a resumed run skips that validation; here such a checkpoint is saved after it instead;
 - it writes through a temporary file that may lie on another disk, so that the last move is a copy which a kill cuts

@@ -1,7 +1,7 @@
 """Signals that wait for the end of the running RL iteration, when all processes can act on them together.
 
 Lightning's handlers act where the signal finds them: they save in the middle of an iteration, whose rollouts are
-counted in the statistics but not yet learnt from, and they communicate while other processes do something else.
+counted in the statistics but not yet trained on, and they communicate while other processes do something else.
 """
 
 from __future__ import annotations

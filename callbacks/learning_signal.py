@@ -1,4 +1,4 @@
-"""Notices runs in which no group teaches anything, which would otherwise end without a word and without a change."""
+"""A warning for runs in which no group has a learning signal, which would otherwise end unnoticed and unchanged."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class LearningSignalMonitor(Callback):
         self.idle = [old + new for old, new in zip(self.idle, counts, strict=True)]
         repeats = self.idle[0] / self.patience
         if repeats >= 1 and repeats.is_integer() and int(repeats).bit_count() == 1:
-            rank_zero_warn(f"no group taught anything in {self.idle[0]} iterations in a row: {self._reason()}")
+            rank_zero_warn(f"no group had a learning signal in {self.idle[0]} iterations in a row: {self._reason()}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so if the whole run learned nothing."""
         if self.num_iterations and not self.num_teaching:
             reason = self._reason()
             rank_zero_info(
-                f"nothing was learned: no group taught anything in {self.num_iterations} iterations: {reason}"
+                f"nothing was learned: no group had a learning signal in {self.num_iterations} iterations: {reason}"
             )
 
     def _reason(self) -> str:
@@ -75,7 +75,7 @@ class LearningSignalMonitor(Callback):
             return counts + "The policy solves these prompts: train on harder ones (data.train)"
         return counts + (
             "Look at some responses: the prompts may be too hard (data.train), the template wrong (data.template), "
-            "responses cut off (model.sampling.max_response_length), or right answers not recognized (model.reward)"
+            "responses cut off (model.sampling.max_response_length), or correct answers not recognized (model.reward)"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, one file or a folder of shards: checked before a run loads it, read for `export`.
+"""Contents of a checkpoint, one file or a folder of shards: checked before a run loads it, read for `export`.
 
 A file is what every strategy but the sharded ones writes; FSDP2 and, if told so, FSDP1 write a folder, by PyTorch's
 distributed checkpoint, under different keys.
@@ -6,6 +6,8 @@ distributed checkpoint, under different keys.
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Size, Tensor
-from torch.distributed.checkpoint import FileSystemReader, Metadata, TensorStorageMetadata, load
+from torch.distributed.checkpoint import Metadata, TensorStorageMetadata, load
+from typing_extensions import override
 
 from dynamo_lightning.errors import MissingFileError, UserError
 
@@ -25,7 +28,7 @@ WRITERS = {
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether it is a folder of shards."""
+    """True for a folder of shards."""
     return (path / ".metadata").is_file()
 
 
@@ -46,6 +49,18 @@ def check_strategy(ckpt_path: str, strategy: Strategy) -> None:
             f"{type(strategy).__name__} cannot load: resume with that strategy, on any number of processes, or "
             "export the policy and start from there"
         )
+
+
+def check_readable(ckpt_path: str) -> None:
+    """Refuse a file that holds more than tensors and plain values, or is no whole checkpoint, before anything is done.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        UserError: Names what it holds.
+    """
+    path = Path(ckpt_path)
+    if not is_sharded(path):
+        _read_file(path)
 
 
 def check_shapes(saved: Mapping[str, Size], own: Mapping[str, Size], model_name: str) -> None:
@@ -98,12 +113,17 @@ def read_weights(ckpt_path: str) -> dict[str, Tensor]:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a folder of shards holds.
+    """The index of a folder of shards.
 
     Raises:
         MissingFileError: If a shard is missing.
+        UserError: If the index holds anything but PyTorch's own records.
     """
-    metadata = FileSystemReader(path).read_metadata()
+    try:
+        with (path / ".metadata").open("rb") as file:
+            metadata = _IndexUnpickler(file).load()
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise _refusal(path / ".metadata", str(error)) from error
     wanted = {info.relative_path for info in metadata.storage_data.values()}
     missing = sorted(name for name in wanted if not (path / name).is_file())
     if missing:
@@ -114,7 +134,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def weights_key(metadata: Metadata, path: Path) -> str:
-    """Under which key a folder has the weights."""
+    """The key under which a folder has the weights."""
     for key in WRITERS:
         if any(name.startswith(f"{key}.") for name in metadata.state_dict_metadata):
             return key
@@ -125,7 +145,52 @@ def _read_file(path: Path) -> dict[str, Any]:
     """A checkpoint of one file, its tensors still on disk."""
     if not path.is_file():
         raise MissingFileError(f"ckpt_path: there is no checkpoint {path}")
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise _refusal(path, str(error)) from error
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error) and "mmap" not in str(error):
+            raise
+        raise UserError(f"ckpt_path: {path} is not a whole checkpoint: take an earlier one") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"ckpt_path: {path} is not a Lightning checkpoint")
     return checkpoint
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Reads the index of a folder of shards, which PyTorch writes by pickle: nothing but its own records is built."""
+
+    RECORDS = "torch.distributed.checkpoint.metadata"
+    OTHERS = frozenset(
+        {
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch.serialization", "_get_layout"),
+            ("torch", "Size"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "WindowsPath"),
+            ("pathlib._local", "PosixPath"),
+            ("pathlib._local", "WindowsPath"),
+        }
+    )
+
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self.OTHERS or (module == self.RECORDS and name.isidentifier()):
+            found = super().find_class(module, name)
+            if module != self.RECORDS or getattr(found, "__module__", None) == module:
+                return found
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+
+def _refusal(path: Path, message: str) -> UserError:
+    """The error for a pickle that holds other objects, or is none."""
+    found = re.search(r"GLOBAL ([\w.]+)", message)
+    if found is None:
+        return UserError(f"ckpt_path: {path} is not a checkpoint, or not a whole one: take an earlier one")
+    return UserError(
+        f"ckpt_path: {path} is refused: besides tensors and plain values it holds {found.group(1)}, and loading that "
+        "can run code. A run's own checkpoints hold no such thing; start from its weights alone if you need them"
+    )

@@ -23,7 +23,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dynamo_lightning import __version__
-from dynamo_lightning.checkpoints import check_strategy
+from dynamo_lightning.checkpoints import check_readable, check_strategy
 from dynamo_lightning.data.literal_text import keep_text_literal, literal_arguments, plain_text
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.errors import MissingFileError, RunError, UserError
@@ -73,7 +73,7 @@ OVERVIEW = {
     "export": "Write the policy of a checkpoint as a folder that transformers and vLLM load.",
     "report": "Put runs side by side, in the terminal or as a page (--output report.html).",
 }
-"""What `--help` says of the commands whose own description says it at more length."""
+"""Short descriptions for `--help` of commands whose own descriptions are longer."""
 CALLBACKS = (
     "IterationCheckpoint",
     "EntropySpikeMonitor",
@@ -274,6 +274,8 @@ class DynamoCLI(LightningCLI):
         """As Lightning's, after a look at the checkpoint."""
         ckpt_path = self._check_ckpt_path()
         if ckpt_path is not None and subcommand != "export":
+            if self.config[subcommand].get("weights_only") is not False:  # false: the user vouches for it
+                check_readable(ckpt_path)
             check_strategy(ckpt_path, self.trainer.strategy)
         super()._run_subcommand(subcommand)
 

@@ -25,7 +25,22 @@ def blocks(page):
     path = ROOT / page
     if not path.exists():
         pytest.skip("the documentation does not come with an installed package")
-    return [match.groupdict() for match in re.finditer(BLOCK, path.read_text(), re.DOTALL)]
+    found = [match.groupdict() for match in re.finditer(BLOCK, path.read_text(), re.DOTALL)]
+    return [new_side(block) if block["language"] == "diff" else block for block in found]
+
+
+def new_side(block):
+    """The new side of a difference, as a block of its own: Python, or shell commands."""
+    lines = [line[1:] for line in block["body"].splitlines() if line[:1] != "-"]
+    language = "bash" if any(commands_in(line) for line in lines) else "python"
+    return {**block, "language": language, "body": "\n".join(lines) + "\n"}
+
+
+def saved_files():
+    """Files that the pages tell their reader to save, by name."""
+    pages = [(ROOT / page).read_text() for page in PAGES if (ROOT / page).exists()]
+    save = r"[Ss]ave (?:this|it) as `(\w+\.\w+)`[^`]*\n```\w*\n(.*?)```"
+    return {name: body for page in pages for name, body in re.findall(save, page, re.DOTALL)}
 
 
 def commands_in(text):
@@ -83,13 +98,12 @@ def workplace(tmp_path, monkeypatch):
     run = tmp_path / "runs/qwen/version_0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(f"{CONFIG_HEADER}0\n{(shipped_configs() / 'qwen.yaml').read_text()}")
-    for page, name in (("docs/new_loss.md", "sapo"), ("docs/new_estimator.md", "smoothed_rate")):
-        code = [block["body"] for block in blocks(page) if block["language"] == "python"]
-        (tmp_path / f"{name}.py").write_text(code[0])
+    for name, body in saved_files().items():
+        (tmp_path / name).write_text(body)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("sapo", "smoothed_rate"):
-        sys.modules.pop(name, None)
+    for name in saved_files():
+        sys.modules.pop(name.removesuffix(".py"), None)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def allocate_rollouts(
         estimate: What is expected of each prompt; or only its variance `E[p(1 − p)]`, `[num_prompts]`. Only proportions
             of the variances count; they are floored at 1e-6, success rates kept as far from 0 and 1, so if all are 0
             the prompts get equal shares.
-        prompt_ids: Distinct ids, `[num_prompts]`; they settle ties.
+        prompt_ids: Distinct ids, `[num_prompts]`; they break ties.
         budget: Rollouts of the whole batch, `B`.
         min_rollouts: Smallest group size, at least `rule.minimum_group_size`. With 0 a prompt gets no rollouts or at
             least two; the gradient is then a mean over the prompts that are generated.

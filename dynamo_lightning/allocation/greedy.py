@@ -19,7 +19,7 @@ from dynamo_lightning.allocation.records import FloatArray, IntArray
 
 @dataclass(frozen=True)
 class Steps:
-    """What can be bought."""
+    """Steps that can be bought."""
 
     value: Callable[[IntArray, IntArray], FloatArray]
     """Value per cost of step `step` (from 0) of the prompts at `rows`; both `[num_steps]`, as is the result."""
@@ -30,7 +30,7 @@ class Steps:
     limit: int
     """Steps that there are of each prompt."""
     prompt_ids: IntArray
-    """Of equal values, the prompt with fewer steps taken comes first, then the one with the smaller id."""
+    """Ids that break ties: of equal values, the prompt with fewer steps taken comes first, then the smaller id."""
 
     def total_cost(self, taken: IntArray) -> float:
         """Return what these numbers of steps cost together."""

@@ -18,14 +18,14 @@ still go round among those that seem to have no variance."""
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is expected of some prompts before their rollouts; a row per prompt, in the order asked for."""
+    """Expectations about some prompts before their rollouts; a row per prompt, in the order asked for."""
 
     success_rate: FloatArray
     """`E[p]`, `[num_prompts]`, in [0, 1]."""
     bernoulli_variance: FloatArray
     """`E[p(1 − p)]`, the allocation weight, `[num_prompts]`; in [0, 1/4] but for `PaperBernoulli`."""
     unseen: BoolArray
-    """Whether the prompt has no outcome yet, `[num_prompts]`."""
+    """True if the prompt has no outcome yet, `[num_prompts]`."""
     response_length: FloatArray | None = None
     """Expected tokens `E[T]` of one response, `[num_prompts]`; all NaN as long as no length was seen at all."""
 
@@ -53,13 +53,13 @@ class AllocationProblem:
     """A budget and what it may be spent on; `allocate_rollouts` checks and builds it."""
 
     estimate: Estimate
-    """Of the batch's prompts, `[num_prompts]`, floored."""
+    """Estimate of the batch's prompts, `[num_prompts]`, floored."""
     prompt_ids: IntArray
-    """Distinct, `[num_prompts]`; they settle ties, so that the order of the prompts never matters."""
+    """Distinct, `[num_prompts]`; they break ties, so that the order of the prompts never matters."""
     cost: FloatArray
-    """Of one rollout of each prompt, positive, `[num_prompts]`: 1, or the expected tokens."""
+    """Cost of one rollout of each prompt, positive, `[num_prompts]`: 1, or the expected tokens."""
     budget: int
-    """Rollouts to hand out, or whose mean cost is to be spent."""
+    """Rollouts to allocate, or whose mean cost is to be spent."""
     min_rollouts: int
     """Smallest group size; 0 if prompts may be skipped."""
     max_rollouts: int
@@ -67,10 +67,10 @@ class AllocationProblem:
 
     @property
     def counts_rollouts(self) -> bool:
-        """Whether all rollouts cost the same: then the sizes add up to the budget exactly."""
+        """True if all rollouts cost the same: then the sizes sum to the budget exactly."""
         return bool((self.cost == self.cost[:1]).all())
 
     @property
     def capacity(self) -> float:
-        """What the rollouts may cost together: the budget times the mean cost, and 1e-9 of it for rounding."""
+        """Largest total cost of the rollouts: the budget times the mean cost, and 1e-9 of it for rounding."""
         return self.budget * float(self.cost.mean()) * (1 + 1e-9) if len(self.cost) else 0.0

@@ -1,11 +1,11 @@
-"""Rules that share a rollout budget over prompts: what each minimises, and how it hands the rollouts out.
+"""Rules that allocate a rollout budget to prompts: what each minimizes, and how.
 
 Symbols: `p_i` is the success rate of prompt `i`, `a_i ∝ p_i(1 − p_i)` its variance, `n_i` its group size, `N` the
 number of prompts, `B` the budget. A rule that minimises a sum of convex functions of `n_i` only has to name the
 marginal gain of the next rollout; since that gain strictly falls with `n_i`, giving rollouts one at a time to the
 largest gain, per cost of the rollout, is the exact integer optimum at equal costs.
 
-The paper (arXiv 2602.19208) states `n_i ∝ σ_i` and its code hands out `∝ σ_i²`; neither respects the bounds exactly.
+The paper (arXiv 2602.19208) states `n_i ∝ σ_i` and its code allocates `∝ σ_i²`; neither respects the bounds exactly.
 Here both are choices, and the default is the exact optimum for the advantages that are really used.
 """
 
@@ -20,22 +20,22 @@ from dynamo_lightning.allocation.greedy import Steps, take_best_steps
 from dynamo_lightning.allocation.records import AllocationProblem, Estimate, FloatArray, IntArray
 
 SMALLEST_GROUP = 2
-"""Where prompts may be skipped, a group that is generated has at least two: of one, nothing is learnt."""
+"""Where prompts may be skipped, a group that is generated has at least two: a group of one has no gradient."""
 
 
 class AllocationRule(ABC):
-    """How a budget of rollouts is shared. Subclass `MarginalGainRule` where a marginal gain says it all."""
+    """How a budget of rollouts is allocated. Subclass `MarginalGainRule` where a marginal gain says it all."""
 
     minimum_group_size: ClassVar[int] = 1
     """Smallest group for which the rule's objective is finite; `min_rollouts` may not be less, unless it is 0."""
     uses: ClassVar[str] = "bernoulli_variance"
     """The field of `Estimate` that the rule reads: it must be finite."""
     counts_tokens: ClassVar[bool] = True
-    """Whether the budget may be one of tokens."""
+    """True if the budget may be one of tokens."""
     skips: ClassVar[bool] = False
-    """Whether the rule can leave prompts out (`min_rollouts` 0)."""
+    """True if the rule can leave prompts out (`min_rollouts` 0)."""
     skipping_biases: ClassVar[bool] = False
-    """Whether that breaks what the rule promises, an unbiased gradient of least variance."""
+    """True if that breaks what the rule promises, an unbiased gradient of least variance."""
 
     @abstractmethod
     def allocate(self, problem: AllocationProblem) -> IntArray:
@@ -151,7 +151,7 @@ class SignalRule(MarginalGainRule):
     """Maximise `Σ p_i(1 − p_i)² P(group i has both outcomes)`, Knapsack-RL's value (arXiv 2509.25849).
 
     For advantages divided by the group's standard deviation (GRPO): `p(1 − p)` cancels there and minimum variance says
-    nothing, but a group whose outcomes are all equal teaches nothing. With q = 1 − p, `P(both) = 1 − pⁿ − qⁿ`, so the
+    nothing, but a group whose outcomes are all equal has no gradient. With q = 1 − p, `P(both) = 1 − pⁿ − qⁿ`, so the
     next rollout gains `pq²(pⁿq + qⁿp)`. That strictly falls for n ≥ 1, and greedy is optimal. Only the first rollout
     gains nothing (P(both) = 0 for n < 2): a skipped prompt gets two at once or none; their average gain `pq²·pq` is
     that of the third. `p` is the posterior mean; hard prompts are preferred to easy ones with the same variance.
@@ -193,15 +193,19 @@ class ProportionalRule(AllocationRule):
 
     counts_tokens = False
 
+    def weights(self, estimate: Estimate) -> FloatArray:
+        """Return what shares are proportional to, positive, `[num_prompts]`."""
+        return estimate.bernoulli_variance
+
     def allocate(self, problem: AllocationProblem) -> IntArray:
         """Return the group sizes; arguments as in `AllocationRule`."""
-        weights = problem.estimate.bernoulli_variance
+        weights = self.weights(problem.estimate)
         room = problem.max_rollouts - problem.min_rollouts
-        spare = problem.budget - len(weights) * problem.min_rollouts
+        remainder = problem.budget - len(weights) * problem.min_rollouts
         shares = np.full(len(weights), float(room))
         uncapped = np.ones(len(weights), dtype=bool)
         while uncapped.any():
-            rest = spare - room * np.count_nonzero(~uncapped)
+            rest = remainder - room * np.count_nonzero(~uncapped)
             shares[uncapped] = rest * (weights[uncapped] / weights[uncapped].sum())
             if not (shares > room).any():
                 break
@@ -210,5 +214,5 @@ class ProportionalRule(AllocationRule):
         extra = np.floor(shares).astype(np.int64)
         order = np.lexsort((problem.prompt_ids, extra, extra - shares))
         order = order[extra[order] < room]
-        extra[order[: spare - extra.sum()]] += 1
+        extra[order[: remainder - extra.sum()]] += 1
         return problem.min_rollouts + extra

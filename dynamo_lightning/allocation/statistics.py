@@ -72,7 +72,7 @@ class PromptStatistics:
 
     @property
     def population(self) -> tuple[float, ...]:
-        """What all visited prompts say of any prompt (`BetaPosterior`: the prior's a0 and b0), as of the last visit.
+        """Parameters of all visited prompts together (`BetaPosterior`: the prior's a0 and b0), as of the last visit.
 
         A `PooledEstimator`'s is as of the last iteration before the latest visit.
         """

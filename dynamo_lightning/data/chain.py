@@ -17,7 +17,7 @@ depends on the kind only, then goes on from the wrong place:
 | scramble | two arbitrary permutations | 0.4 | 0.078, 0.006, 0.00004 |
 
 The reward wants every place right, so exactly one response is rewarded and its probability, which one forward pass
-gives, is the success rate. A policy that has learnt the demonstrator's distribution knows every step (its most likely
+gives, is the success rate. A policy that has learned the demonstrator's distribution knows every step (its most likely
 response is right) but samples it right only so often: reinforcement learning that sharpens a step raises all lengths
 of its kind together, and long chains pass from hopeless to learnable while short ones are solved.
 
@@ -245,7 +245,7 @@ def write_task(
     Args:
         output_dir: Folder for `train.jsonl`, `test.jsonl`, `short_demonstrations.jsonl`, `demonstrations.jsonl` and
             `chain-qwen3/`.
-        num_short_demonstrations: Rows of `short_demonstrations.jsonl`, of 1 to 5 moves: a step is learnt from these
+        num_short_demonstrations: Rows of `short_demonstrations.jsonl`, of 1 to 5 moves: a step is learned from these
             in a fraction of the time that long chains take.
         num_demonstrations: Rows of `demonstrations.jsonl`, of 1 to 20 moves.
         seed: Decides the chains, the split and the demonstrations; the shipped files have seed 0.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""Label of tokens that are not learnt: prompts and padding."""
+"""Label of tokens that are not trained on: prompts and padding."""
 
 
 def collate(rows: list[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, Tensor]:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import datasets
 
 SAVED_FILES = ("state.json", "dataset_dict.json")
-"""What `save_to_disk` writes beside the data, of a data set and of several splits."""
+"""Files that `save_to_disk` writes beside the data, for a data set and for several splits."""
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `datasets`' `save_to_disk`."""
+    """True if a folder was written by `datasets`' `save_to_disk`."""
     return any((folder / name).is_file() for name in SAVED_FILES)
 
 

@@ -42,7 +42,7 @@ class Mixture:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every pass has every prompt."""
+        """True if every pass has every prompt."""
         return self.num_passes == 1 and self._totals == self.sizes
 
     def members(self, seed: int, number: int) -> NDArray[np.int64]:

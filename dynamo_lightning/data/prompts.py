@@ -135,6 +135,6 @@ def part_of(problems: list[Problem], source: PromptSource) -> list[Problem]:
 
 
 def is_held_out(prompt: str | Messages, share: float) -> bool:
-    """Whether a problem belongs to the share that is held out: by its question alone, wherever it comes from."""
+    """True if a problem belongs to the share that is held out: by its question alone, wherever it comes from."""
     digest = hashlib.blake2b(b"held out " + question_of(prompt).strip().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64

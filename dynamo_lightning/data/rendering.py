@@ -39,7 +39,7 @@ def tokenize(
 
 
 class SpecialTokens:
-    """What a tokenizer puts around a text, to have each of it once.
+    """Special tokens that a tokenizer puts around a text, to have each of them once.
 
     Args:
         tokenizer: The policy's.

@@ -25,7 +25,7 @@ class Slice:
 
     @property
     def is_whole(self) -> bool:
-        """Whether no row is left out."""
+        """True if no row is left out."""
         return self.start is None and self.stop is None
 
     def take(self, rows: Callable[[], Iterable[T]]) -> Iterator[T]:

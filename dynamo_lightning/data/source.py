@@ -1,4 +1,4 @@
-"""What a data set is and how prompts are made of it: the options under `data.train`, `data.val` and the like."""
+"""A data set and how prompts are made of it: the options under `data.train`, `data.val` and the like."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class PromptSource:
     """Split of a folder or hub data set; of these and of files also a slice of the rows, such as `train[:1000]`,
     `train[:-100]`, `train[-10%:]`."""
     weight: float = 1.0
-    """Of a data set in a list to train on: how often each of its prompts comes in an epoch, on average. 2 is twice, 0.5
-    half of the prompts, drawn anew for each epoch."""
+    """How often each prompt comes in an epoch, on average, if `data.train` is a list. 2 is twice, 0.5 half of the
+    prompts, drawn anew for each epoch."""
     held_out: float = 0.0
     """Share of the problems to hold out, from 0 to below 1. A hash of the problem decides: the same problems in every
     run, file and order of rows, so two data sets with the same share and different `part` have no problem in common."""
@@ -53,7 +53,7 @@ class PromptSource:
     """Regular expression whose first group, where it matches last, is the answer within its column, as `#### (.+)` in
     GSM8K; `boxed` is the last `\\boxed{…}`, as in MATH's solutions; null takes all of it."""
     conflicting_answers: Literal["refuse", "drop"] = "refuse"
-    """What to do with a prompt that several rows answer differently: refuse the data set, or leave the prompt out and
+    """Treatment of a prompt that several rows answer differently: refuse the data set, or leave the prompt out and
     count it."""
     template: str | None = None
     """Text around the problem, with `{prompt}` in its place and, if wanted, `{system_prompt}`; other braces stand for

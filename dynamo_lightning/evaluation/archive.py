@@ -27,7 +27,7 @@ Record = dict[str, Any]
 _KEPT = (
     "source", "prompt_id", "sample_index", "final_answer", "reward", "truncated", "response_length", "prompt_digest"
 )  # fmt: skip
-"""What is needed again of a response: the texts of a large evaluation would fill the memory."""
+"""Fields of a response that are kept in memory: the texts of a large evaluation would fill it."""
 
 
 def make_record(rollout: Rollout, score: Score) -> Record:
@@ -45,12 +45,12 @@ def make_record(rollout: Rollout, score: Score) -> Record:
         "components": dict(score.components),
         "failure": score.failure,
         "truncated": rollout.truncated,
-        "response_length": len(rollout.token_ids),
+        "response_length": rollout.response_length,
     }
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    """What tells apart two prompts with the same problem under other templates."""
+    """Digest that distinguishes two prompts with the same problem under other templates."""
     return hashlib.blake2b(repr(prompt.token_ids).encode(), digest_size=8).hexdigest()
 
 

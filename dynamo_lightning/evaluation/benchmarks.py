@@ -1,4 +1,4 @@
-"""What `test` does with its batches: samples what is missing, keeps every response, and sums up."""
+"""The work of `test` on its batches: sampling of missing responses, an archive of all, and the summary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dynamo_lightning.types import Outcome, PromptBatch, Rollout
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What `test` reports and keeps."""
+    """Options of the report and the archive of `test`."""
 
     maj_at_k: list[int] = field(default_factory=list)
     """The k of every majority vote, each at most `data.eval_rollouts_per_prompt`."""

@@ -42,7 +42,7 @@ class EvaluationLoops(L.LightningModule):
         super().__init__()
         self._pass_at_k_metrics: dict[tuple[str, int], PassAtK] = {}
         self.problem_counts: dict[str, dict[str, list[int]]] = {}
-        """Of the last validation, by data set and prompt id: right responses and responses."""
+        """Correct responses and all responses of the last validation, by data set and prompt id."""
         self._problem_rewards: dict[str, list[float]] = {}
 
     @property

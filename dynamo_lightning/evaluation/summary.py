@@ -19,7 +19,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Sample:
-    """What counts of one scored response."""
+    """The part of one scored response that summaries need."""
 
     source: str
     """Name of the benchmark."""

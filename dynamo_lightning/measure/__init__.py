@@ -1,1 +1,1 @@
-"""What is measured of the policy gradient while it trains: its variance, from scores of rollouts."""
+"""Measurements of the policy gradient during training: its variance, from scores of rollouts."""

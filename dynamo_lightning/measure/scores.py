@@ -91,7 +91,7 @@ def project_head_scores(
 def head_scores(
     policy: PreTrainedModel,
     rollouts: Sequence[Rollout],
-    spare: Rollout,
+    filler: Rollout,
     config: UpdateConfig,
     *,
     temperature: float,
@@ -105,7 +105,7 @@ def head_scores(
     Args:
         policy: The policy.
         rollouts: Of this rank, `[num_rollouts]`; may be none.
-        spare: Any rollout; stands in on a rank that runs out of micro-batches before others do.
+        filler: Any rollout; stands in on a rank that runs out of micro-batches before others do.
         config: The token budgets.
         temperature: Divides the logits.
         num_projections: Length of a projected score.
@@ -120,11 +120,11 @@ def head_scores(
     layer = vocabulary_head(policy)
     projection = HeadProjection.draw(layer.out_features, layer.in_features, num_projections, seed, policy.device)
     scores = torch.zeros(len(rollouts), num_projections, device=policy.device)
-    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.int64)
+    lengths = torch.tensor([rollout.response_length for rollout in rollouts], dtype=torch.int64)
     rollout_of_token = torch.arange(len(rollouts)).repeat_interleave(lengths).to(policy.device)
     budget = config.max_tokens_per_micro_batch
     everything, layout = range(len(rollouts)), token_layout(policy)
-    for micro_batch, counts in MicroBatches(rollouts, everything, spare, budget, policy.device, layout):
+    for micro_batch, counts in MicroBatches(rollouts, everything, filler, budget, policy.device, layout):
         hidden_states, head = head_inputs(policy, micro_batch, temperature)
         if counts:
             tokens = project_head_scores(

@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def logprob_difference(policy: PreTrainedModel) -> float:
-    """Mean difference between the scored log-probabilities of a sequence and the model's own, nats."""
+    """Mean difference between the log-probabilities that training computes and the model's own, nats."""
     rollouts = probe_rollouts(policy)
     differences = []
     for index, rollout in enumerate(rollouts):
         micro_batch = make_micro_batch(rollouts, [index], policy.device)
-        scored = response_statistics(policy, micro_batch, temperature=1.0).logprobs
+        computed = response_statistics(policy, micro_batch, temperature=1.0).logprobs
         logits = own_logits(policy, [*rollout.prompt.token_ids, *rollout.token_ids])
         own = logits.log_softmax(-1)[micro_batch.predictor_positions].gather(1, micro_batch.targets[:, None])
-        differences.append((scored - own.squeeze(1)).abs())
+        differences.append((computed - own.squeeze(1)).abs())
     return float(torch.cat(differences).mean())
 
 
 def has_mask_table(policy: PreTrainedModel) -> bool:
-    """Whether a model keeps a causal mask of its longest sequence, so that no row may be longer."""
+    """True if a model keeps a causal mask of its longest sequence, so that no row may be longer."""
     longest = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
     return any(buffer.ndim == 4 and buffer.shape[-2:] == (longest, longest) for buffer in policy.buffers())
 
 
 def choose_layout(policy: PreTrainedModel) -> TokenLayout:
-    """Find the layout in which a policy's scored log-probabilities are its own: packed if possible, else padded.
+    """Find the layout in which training computes the policy's own log-probabilities: packed if possible, else padded.
 
     Sets the policy's `token_layout`. Called on all ranks at the same time, in the precision context of training.
 

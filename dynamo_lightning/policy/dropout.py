@@ -1,6 +1,6 @@
-"""The mode that a policy is scored and updated in: without dropout, which would make each pass another policy.
+"""The mode of every pass over a policy but sampling: without dropout, which would make each pass another policy.
 
-Importance ratios compare the log-probabilities of the update with those of the scoring pass and of sampling. With
+Importance ratios compare the log-probabilities of the update with those of the pass before it and of sampling. With
 dropout they would differ at the first step already, where the ratio must be 1, and PPO's clip would cut at random.
 """
 
@@ -28,12 +28,12 @@ def disable_dropout(policy: PreTrainedModel) -> None:
 
 
 def is_dropout_name(name: str) -> bool:
-    """Whether an attribute of this name is a dropout probability."""
+    """True if an attribute of this name is a dropout probability."""
     return "dropout" in name or name.endswith("_pdrop") or name == "layerdrop"
 
 
 def set_training_mode(policy: PreTrainedModel) -> None:
-    """Put a policy into the mode of scoring and updates: evaluation mode, in which nothing is random.
+    """Put a policy into the mode of log-probabilities and updates: evaluation mode, in which nothing is random.
 
     Router noise of mixtures of experts and layers that are skipped at random are off as well. transformers recomputes
     activations (gradient checkpointing) in training mode only: layers that do are in it, but not what is inside them.

@@ -52,13 +52,20 @@ def require_model(model_name: str, revision: str | None = None) -> None:
 
 @contextmanager
 def loading(model_name: str) -> Iterator[None]:
-    """Name the option in one line if transformers does not find what it needs of a model.
+    """Name the option in one line if transformers does not find what it needs of a model, or may not run its code.
 
     Raises:
-        UserError: With the first line of what it says.
+        UserError: With the first line of what it says, or the option that allows the model's code.
     """
     try:
         yield
     except OSError as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"model.model_name={model_name!r}: {first}") from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"model.model_name={model_name!r} comes with code of its own, which does not run unless "
+            "model.policy.trust_remote_code=true: read that code first"
+        ) from error

@@ -29,7 +29,7 @@ def length_limit(config: PretrainedConfig) -> LengthLimit | None:
     `max_position_embeddings` counts as it is, for tables of learned positions as for RoPE. Scaled RoPE reaches
     `factor` times the original limit where the configuration does not say so itself. RoPE whose frequencies depend on
     the longest sequence of a call is used up to its original limit only: beyond it a sequence's log-probabilities
-    depend on its neighbours, and differ between sampling token by token and scoring in one pass.
+    depend on its neighbours, and differ between sampling token by token and a pass over the whole sequence.
     """
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)

@@ -36,7 +36,7 @@ class PolicyConfig:
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of the weights; `null` trains the weights."""
     compile: bool = False
-    """Compile the decoder layers with `torch.compile` for scoring and updates; the first iteration waits for it."""
+    """Compile the decoder layers with `torch.compile` for training passes; the first iteration waits for it."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
     revision: str | None = None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class LoraConfig:
     """Adapters of rank r: a layer computes `W x + (alpha / r) B A x`, of which only A and B are trained.
 
-    The settings are peft's. Its `lora_dropout` is not among them: scoring and updates are without any dropout.
+    The settings are peft's. Its `lora_dropout` is not among them: training passes are without any dropout.
     """
 
     rank: int = 32

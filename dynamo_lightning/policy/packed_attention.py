@@ -23,7 +23,7 @@ from dynamo_lightning.errors import UserError
 
 NAME = "packed_sdpa"
 _PLAIN_OPTIONS = frozenset({"dropout", "scaling", "sliding_window", "position_ids", "use_cache"})
-"""What may be given while one token is generated; the mask has the sliding window, dropout is off."""
+"""Options allowed while one token is generated; the mask has the sliding window, dropout is off."""
 _without_mask = ContextVar("without_mask", default=False)
 
 

@@ -1,4 +1,4 @@
-"""What is read off the policy: the inputs of its vocabulary head, token statistics, and a loss over them.
+"""Quantities computed from the policy: the inputs of its vocabulary head, token statistics, and a loss over them.
 
 Statistics come from the head's input and weight and from the function that the model applies afterwards
 (`logits.py`), or from the model's own logits if that function is unknown.
@@ -128,7 +128,7 @@ def response_logits(policy: PreTrainedModel, micro_batch: MicroBatch, temperatur
 
 
 def uses_own_logits(policy: PreTrainedModel) -> bool:
-    """Whether statistics are made from the policy's whole logits: the head is adapted, or followed by a function.
+    """True if statistics are made from the policy's whole logits: the head is adapted, or followed by a function.
 
     Right for any model, but all logits of a micro-batch are held at once.
     """
@@ -148,13 +148,13 @@ def probe_rollouts(policy: PreTrainedModel) -> list[Rollout]:
         token += 11
         prompt = Prompt(index, "", "", tuple(tokens[:prompt_length]), "")
         rollouts.append(
-            Rollout(prompt, 0, np.array(tokens[prompt_length:], dtype=np.int32), np.zeros(0, np.float32), "", False)
+            Rollout(prompt, 0, np.array(tokens[prompt_length:], dtype=np.int32), np.zeros(0, np.float32), "")
         )
     return rollouts
 
 
 def is_exact(policy: PreTrainedModel) -> bool:
-    """Whether the policy computes in float32 or float64."""
+    """True if the policy computes in float32 or float64."""
     return policy.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(policy.device.type)
 
 

@@ -29,7 +29,7 @@ COLUMNS_ON_REQUEST = ("answers", "prompt_text", "response_with_special_tokens")
 
 @dataclass(frozen=True)
 class CallSignature:
-    """What a reward takes besides its three arguments."""
+    """Parameters of a reward besides its three arguments."""
 
     taken: frozenset[str]
     """Parameters that the three arguments fill: a column of such a name cannot be passed."""
@@ -97,7 +97,7 @@ def _receiver(function: Callable[..., Any]) -> str:
 
 @lru_cache(maxsize=256)
 def signature_of_class(kind: type, arguments: tuple[str, ...] = ARGUMENTS) -> CallSignature:
-    """What a reward class takes besides its three arguments."""
+    """Parameters of a reward class besides its three arguments."""
     call = kind.__call__
     # Bound to anything: only the names of the parameters count.
     return read_signature(MethodType(call, kind) if inspect.isfunction(call) else call, kind.__name__, arguments)

@@ -21,7 +21,7 @@ class CombinedReward(Reward):
 
     @property
     def needs_group(self) -> bool:  # type: ignore[override]  # computed from the parts
-        """Whether a part sees all responses of a prompt at once."""
+        """True if a part sees all responses of a prompt at once."""
         return any(part.needs_group for part in self.parts)
 
     def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float | None:

@@ -47,7 +47,7 @@ class FailureWatch:
 
     @property
     def none_in_time(self) -> bool:
-        """Whether rewards overran in this batch, and none was computed."""
+        """True if rewards overran in this batch, and none was computed."""
         return self._num_overruns > 0 and len(self._failures) == self._num_scored
 
     def overrun(self) -> None:

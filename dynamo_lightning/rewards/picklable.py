@@ -26,7 +26,7 @@ class _Pickler(pickle.Pickler):
 
 
 def main_is_importable() -> bool:
-    """Whether a new process imports the main module again: a script, but no notebook and no `python -m package`."""
+    """True if a new process imports the main module again: a script, but no notebook and no `python -m package`."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None:

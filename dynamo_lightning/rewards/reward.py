@@ -1,4 +1,4 @@
-"""What a reward is: a stateless, picklable function of (prompt, response, answer) with a name.
+"""The interface of rewards: a stateless, picklable function of (prompt, response, answer) with a name.
 
 A new reward is a subclass with `__call__`, or a plain function: see docs/new_reward.md. Combinations of rewards are in
 `combined.py`, rewards of a whole group in `group.py`.
@@ -30,7 +30,7 @@ class Reward(ABC):
     """Base class of all rewards. It runs in worker processes: keep it picklable, and import heavy packages lazily."""
 
     needs_group: bool = False
-    """Whether it, or a part of it, sees all responses of a prompt at once."""
+    """True if it, or a part of it, sees all responses of a prompt at once."""
 
     wants: ClassVar[frozenset[str]] = frozenset()
     """Columns on request, `calling.COLUMNS_ON_REQUEST`, that `__call__` reads without naming them as parameters."""

@@ -1,4 +1,4 @@
-"""What runs inside the scorer's worker processes. It imports no torch: a worker starts fast and stays small."""
+"""Code of the scorer's worker processes. It imports no torch: a worker starts fast and stays small."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Item(NamedTuple):
     answers: Sequence[str]
     """Every accepted reference answer, at least one."""
     columns: Sequence[Mapping[str, Any]]
-    """Of each response, `[group_size]`."""
+    """Columns of each response, `[group_size]`."""
     is_group: bool = False
 
 
@@ -98,7 +98,7 @@ def score_items(items: list[bytes], stop_after: float, alarm_after: float) -> li
         if results and time.monotonic() - start > stop_after:
             break
         results.append(_score_item(item))
-        # What hostile items leave in caches must not be counted against the items that come after them.
+        # What untrusted items leave in caches must not be counted against the items that come after them.
         if _used_memory() > _free_memory_above and isinstance(_reward, Reward):
             _reward.free_memory()
             gc.collect()
@@ -173,7 +173,7 @@ def _describe(error: BaseException, item: Item | None = None) -> str:
 
 
 def _may_be_column(error: KeyError) -> bool:
-    """Whether a lookup may have failed for want of a column: by its name, or with the `None` that stood for it."""
+    """True if a lookup may have failed for want of a column: by its name, or with the `None` that stood for it."""
     return error.args[0] is None or str(error.args[0]).isidentifier()
 
 

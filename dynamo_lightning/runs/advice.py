@@ -1,4 +1,4 @@
-"""What the numbers of one or several runs say, in sentences."""
+"""Sentences on the numbers of one or several runs."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def check_checkpoint_folders(config: Any, folder: RunFolder) -> None:
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that makes folders; known before the trainer is built."""
+    """True if this process is the one that makes folders; known before the trainer is built."""
     return (_get_rank() or 0) == 0
 
 

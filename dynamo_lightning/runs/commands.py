@@ -12,7 +12,7 @@ from dynamo_lightning.runs.folder import CONFIG, newest_config
 
 
 def commands(folder: str, checkpoint: str, datamodule: Any) -> tuple[str | None, dict[str, str]]:
-    """What to go on with from a run.
+    """The commands that continue a run.
 
     Args:
         folder: Log folder of the run.

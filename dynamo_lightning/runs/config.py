@@ -70,7 +70,7 @@ def _without_version(text: str) -> str:
 
 
 def _options(text: str) -> Any:
-    """What a config says, but for the checkpoint that a resume starts from."""
+    """Options of a config, but for the checkpoint that a resume starts from."""
     values = yaml.safe_load(text)
     return {name: value for name, value in values.items() if name not in _OF_A_RESUME}
 

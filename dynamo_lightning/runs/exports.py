@@ -24,7 +24,7 @@ def check_empty(output_dir: str) -> None:
 
 
 def already_exported(output_dir: str, ckpt_path: str, dtype: str | None) -> bool:
-    """Whether the folder was exported from this very checkpoint in this type of weights."""
+    """True if the folder was exported from this very checkpoint in this type of weights."""
     try:
         return json.loads(Path(output_dir, RECORD).read_text(encoding="utf-8")) == _origin(ckpt_path, dtype)
     except (OSError, ValueError):

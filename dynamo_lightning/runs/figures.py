@@ -29,9 +29,9 @@ class Plot:
     """Identifier of its element."""
     section: str
     title: str
-    """What one sees, in words with numbers."""
+    """Sentence that says what one sees, with numbers."""
     caption: str
-    """What is drawn, in a sentence."""
+    """Sentence that says what is drawn."""
     traces: Sequence[Trace]
     y_title: str
     x_title: str = "RL iteration"

@@ -65,7 +65,7 @@ class RunHistory:
     options: Mapping[str, str]
     """Options of the run's newest config by dotted name, as text; empty if it cannot be read."""
     unreadable: Sequence[str] = field(default=())
-    """What could not be read, in words."""
+    """Files that could not be read, in words."""
 
     def has(self, name: str) -> bool:
         """True if the run has a number for this metric."""
@@ -73,7 +73,7 @@ class RunHistory:
 
 
 def read_history(folder: str, label: str = "") -> RunHistory:
-    """What a run's folder tells.
+    """Contents of a run's folder.
 
     Args:
         folder: Log folder of a run, finished or not.

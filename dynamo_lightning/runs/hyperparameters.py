@@ -18,7 +18,7 @@ from typing import Any
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-"""What Lightning calls to build a module from such values."""
+"""Path of the function that Lightning calls to build a module from such values."""
 _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 LEFT_OUT = "_left_out"
 """Arguments that cannot be expressed as plain values, by name, each with its description."""

@@ -27,7 +27,7 @@ METRICS = {
     "perf/throughput": "tokens per second",
     "perf/iteration_seconds": "seconds/iteration",
 }
-"""What is shown, by metric name, of runs that have it."""
+"""Metrics that are shown, by name, of runs that have them."""
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 30
 _NUM_WARNINGS = 3

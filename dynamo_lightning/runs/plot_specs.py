@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LinePlot:
-    """What a plot of metrics over iterations shows, if a run has them."""
+    """Content of a plot of metrics over iterations shows, if a run has them."""
 
     name: str
     section: str

@@ -22,7 +22,7 @@ NEEDED = ("iterations", "before", "after", "seconds", "final")
 
 
 def is_headline(name: str) -> bool:
-    """Whether a metric is a validation result in its own right, not an end of another one's interval."""
+    """True for a validation result in its own right, false for an end of another one's interval."""
     return name.startswith("val/") and not name.endswith(("_low", "_high"))
 
 

@@ -1,4 +1,4 @@
-"""What a curve does, in words: from its first tenth to its last, and whether that is more than noise."""
+"""Trend of a curve in words: from its first tenth to its last, and whether that is more than noise."""
 
 from __future__ import annotations
 

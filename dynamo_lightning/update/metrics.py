@@ -19,7 +19,7 @@ def rollout_metrics(batch: PromptBatch, outcomes: Sequence[Outcome]) -> dict[str
     Returns:
         `reward` (mean over rollouts), `reward_prompt_mean` (mean over prompts of their group's mean: comparable
         between runs whose group sizes differ), `reward_std` (mean standard deviation within groups),
-        `frac_reward_zero_std` (groups that teach nothing), `rewards/{name}/{mean,std}` of each reward by itself,
+        `frac_reward_zero_std` (groups without a learning signal), `rewards/{name}/{mean,std}` of each reward by itself,
         `completions/{mean,min,max}_length` in tokens, `completions/clipped_ratio` (cut off by the length limit).
     """
     rewards = [outcome.score.reward for outcome in outcomes]

@@ -45,7 +45,6 @@ def make_record(
             (5, 6, 7),
             (-1.0,) * 3,
             f"response {o.prompt_id}.{o.sample_index}",
-            False,
         )
         for o in outcomes
     )

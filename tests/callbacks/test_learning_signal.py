@@ -21,7 +21,7 @@ def play(train, make_record):
                 epoch_length=len(iterations),
                 **options,
             )
-        return monitor, [str(w.message) for w in caught if "taught" in str(w.message)]
+        return monitor, [str(w.message) for w in caught if "learning signal" in str(w.message)]
 
     return run
 
@@ -30,7 +30,7 @@ def test_iterations_in_a_row_without_a_signal_are_told_with_their_groups(play):
     monitor, messages = play([[SOLVED, SOLVED, HOPELESS]] * 3, patience=3)
     assert len(messages) == 1
     assert messages[0].startswith(
-        "no group taught anything in 3 iterations in a row: the responses of 6 groups were all "
+        "no group had a learning signal in 3 iterations in a row: the responses of 6 groups were all "
     )
     assert "all correct, of 3 all incorrect" in messages[0] and "data.train" in messages[0]
     assert (monitor.num_iterations, monitor.num_teaching) == (3, 0)
@@ -55,7 +55,7 @@ def test_the_warning_comes_again_when_the_number_has_doubled(play):
 def test_a_run_that_learned_nothing_ends_with_a_line_about_it(play, caplog):
     with caplog.at_level("INFO"):
         play([[SOLVED]] * 4, patience=10)
-    assert "nothing was learned: no group taught anything in 4 iterations" in caplog.text
+    assert "nothing was learned: no group had a learning signal in 4 iterations" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO"):
         play([[SOLVED], [MIXED]], patience=10, version=1)

@@ -8,19 +8,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from dynamo_lightning.data.arithmetic import write_architecture
-from dynamo_lightning.engines.vllm.client import ServerDown, call, retry
+from dynamo_lightning.engines.vllm.client import ServerClient, ServerDown, retry
 from dynamo_lightning.engines.vllm.colocated import VLLMColocatedEngine
 from dynamo_lightning.engines.vllm.pad_heads import write_padded
 from dynamo_lightning.engines.vllm.server import VLLMServerEngine
 from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt, RolloutRequest
 
 
@@ -83,8 +85,8 @@ def move(policy, scale, seed=1):
 
 
 def sample(generator, policy, tokenizer, requests, temperature=1.0, max_response_length=12):
-    return generator.generate(
-        policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
+    return sample_rollouts(
+        generator, policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
     )
 
 
@@ -250,16 +252,18 @@ def servers(folder, tmp_path_factory):
     """Real servers, `[(process, port)]`: two of the tied policy, of which one is killed, and one of the other."""
     path = tmp_path_factory.mktemp("servers") / "log"
     num_servers = 2 if load_policy(folder, PolicyConfig()).config.tie_word_embeddings else 1
+    client = ServerClient(max_connections=1)
     with path.open("wb") as log:
         running = [(start_server(folder, port, log), port) for port in (free_port() for _ in range(num_servers))]
         try:
             for _, port in running:
-                retry(lambda port=port: call(f"http://127.0.0.1:{port}", "/health", time_limit=5), 300)
+                retry(lambda port=port: client.call(f"http://127.0.0.1:{port}", "/health", time_limit=5), 300)
             yield running
         except ServerDown:
             print(path.read_text()[-5000:])
             raise
         finally:
+            client.close()
             for process, _ in running:
                 if process.poll() is None:
                     kill(process)
@@ -275,6 +279,39 @@ def test_servers_agree_with_the_policy_after_every_push(servers, policy, tokeniz
         assert [rollout.key for rollout in rollouts] == [(r.prompt.prompt_id, r.sample_index) for r in requests]
         assert largest_difference(policy, rollouts) < 1e-4
     generator.close()
+
+
+def test_a_server_stops_generating_when_the_engine_is_closed(servers, policy, tokenizer, requests, tmp_path):
+    import httpx2
+
+    url = f"http://127.0.0.1:{servers[-1][1]}"
+    generator = VLLMServerEngine([url], str(tmp_path), requests_per_server=256, patience=60)
+    generator.sync(policy, 0)
+    run = generator.begin(policy, tokenizer, requests * 12, max_response_length=50, temperature=1.0)
+    errors = []
+
+    def sample_in_thread():
+        try:
+            run()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def count(metric):
+        lines = [line for line in httpx2.get(f"{url}/metrics").text.splitlines() if line.startswith(metric)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    finished_before = count("vllm:request_success_total")
+    thread = threading.Thread(target=sample_in_thread)
+    thread.start()
+    while not count("vllm:num_requests_running"):
+        assert thread.is_alive(), "all was sampled before it could be cancelled"
+    generator.close()
+    thread.join()
+    assert errors == ["requests to the vLLM servers were cancelled: the run ends"]
+    end = time.monotonic() + 10
+    while count("vllm:num_requests_running") + count("vllm:num_requests_waiting"):
+        assert time.monotonic() < end
+    assert count("vllm:request_success_total") - finished_before < len(requests) * 12  # the others were aborted
 
 
 def test_a_server_killed_in_the_middle_loses_no_rollout(servers, policy, tokenizer, requests, tmp_path):

@@ -8,10 +8,12 @@ import fake_vllm_server
 import pytest
 import torch
 
+from dynamo_lightning.engines.engine import Request
 from dynamo_lightning.engines.vllm import client
 from dynamo_lightning.engines.vllm.client import ServerRefused
 from dynamo_lightning.engines.vllm.server import VLLMServerEngine
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import RolloutRequest
 
 
@@ -54,8 +56,9 @@ def requests(make_prompt):
 
 
 def generate(generator, policy, requests, tiny_policy, max_response_length=8):
-    return generator.generate(
-        policy, load_tokenizer(tiny_policy), requests, max_response_length=max_response_length, temperature=1.0
+    tokenizer = load_tokenizer(tiny_policy)
+    return sample_rollouts(
+        generator, policy, tokenizer, requests, max_response_length=max_response_length, temperature=1.0
     )
 
 
@@ -238,3 +241,72 @@ def test_attempts_are_further_and_further_apart_and_end_with_the_patience(monkey
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=r"model\.generator\.(urls|patience)"):
         VLLMServerEngine(**options)
+
+
+def test_connections_stay_open_and_are_no_more_than_requests_under_way(
+    policy, servers, make_generator, requests, tiny_policy
+):
+    generator = make_generator(servers, requests_per_server=3)
+    generator.sync(policy, 0)
+    for _ in range(3):
+        generate(generator, policy, requests, tiny_policy)
+    assert len(servers[0].served + servers[1].served) == 3 * len(requests)
+    assert all(1 <= server.num_connections <= 3 + 1 for server in servers)
+
+
+def wait_until(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not within the time limit"
+        time.sleep(0.01)
+
+
+def test_closing_the_engine_cancels_what_the_servers_work_on(policy, servers, make_generator, requests, tiny_policy):
+    generator = make_generator(servers, time_limit=60.0)
+    generator.sync(policy, 0)
+    sample = generator.begin(policy, load_tokenizer(tiny_policy), longest=20, temperature=1.0)
+    asked = [Request(request.prompt.token_ids, request.seed, 8) for request in requests]
+    for server in servers:
+        server.seconds = 60.0
+    errors = []
+
+    def run():
+        try:
+            sample(asked)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: all(len(server.served) == 4 for server in servers))
+    generator.close()
+    wait_until(lambda: all(sorted(server.aborted) == sorted(server.served) for server in servers))
+    thread.join(5.0)
+    assert errors == ["requests to the vLLM servers were cancelled: the run ends"]
+    assert [len(server.served) for server in servers] == [4, 4]  # nothing new was begun
+
+
+def test_a_job_that_fails_for_good_cancels_the_others(policy, servers, make_generator, make_prompt, tiny_policy):
+    generator = make_generator(servers, time_limit=60.0)
+    generator.sync(policy, 0)
+    for server in servers:
+        server.seconds = 60.0
+    refused = RolloutRequest(make_prompt(9, (5,) * 50), 0, 1)
+    requests = [*(RolloutRequest(make_prompt(0), i, i) for i in range(7)), refused]  # all under way at once
+    with pytest.raises(ServerRefused, match="status 400: too long for this server"):
+        generate(generator, policy, requests, tiny_policy)
+    wait_until(lambda: all(sorted(server.aborted) == sorted(server.served) for server in servers))
+
+
+def test_an_engine_can_be_used_again_after_it_was_closed(policy, servers, make_generator, requests, tiny_policy):
+    generator = make_generator(servers)
+    for version in range(2):
+        generator.sync(policy, version)
+        assert_each_request_has_its_own_rollout(generate(generator, policy, requests, tiny_policy), requests)
+        generator.close()
+
+
+def test_an_answer_that_is_not_json_is_one_line(policy, servers, make_generator, monkeypatch):
+    monkeypatch.setattr(fake_vllm_server.json, "dumps", lambda result: "<html>a proxy")
+    with pytest.raises(RuntimeError, match=r"/weight_info: the answer is not JSON: '<html>a proxy'\): it must be vLLM"):
+        make_generator(servers[:1]).sync(policy, 0)

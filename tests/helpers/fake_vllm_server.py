@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +36,10 @@ class FakeServer:
             "logprobs_mode": "processed_logprobs",
             "max_model_len": 64,
         }
+        self.aborted = []  # seeds of the requests whose client went away
+        self.num_connections = 0
         self.lock = threading.Lock()
+        self.connection = threading.local()
         self.http = None
         self.restart(0)
 
@@ -105,7 +110,7 @@ class FakeServer:
                 self.die()
                 raise ConnectionAbortedError
             self.served.append(params["seed"])
-        time.sleep(self.seconds)
+        self.work(params["seed"])
         weights = checksum(self.policy.get_input_embeddings().weight) if self.depends_on_weights else 0
         tokens = [5 + (params["seed"] + weights) % 7, params["stop_token_ids"][0]]
         choice = {
@@ -115,16 +120,34 @@ class FakeServer:
         }
         return {"choices": [choice]}
 
+    def work(self, seed):
+        """Takes its time, unless the client closes the connection: vLLM aborts such a request too."""
+        end = time.monotonic() + self.seconds
+        while (left := end - time.monotonic()) > 0:
+            readable, _, _ = select.select([self.connection.socket], [], [], min(left, 0.02))
+            if readable and not self.connection.socket.recv(1, socket.MSG_PEEK):
+                self.aborted.append(seed)
+                raise ConnectionAbortedError
+
     def handler(self):
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections stay open
+
+            def setup(self):
+                super().setup()
+                server.connection.socket = self.request
+                with server.lock:
+                    server.num_connections += 1
+
             def log_message(self, *args):
                 pass
 
             def handle_one(self, body):
-                if server.http is None:
-                    return  # dead: the connection is closed without an answer
+                if server.http is not self.server:  # dead: the connection is closed without an answer
+                    self.close_connection = True
+                    return
                 status, content = 200, b""
                 try:
                     if self.path in server.missing:
@@ -133,6 +156,7 @@ class FakeServer:
                         result = server.answer(self.path, body)
                         content = json.dumps(result).encode() if result is not None else b""
                 except ConnectionAbortedError:
+                    self.close_connection = True
                     return
                 except ValueError as error:
                     status, content = 400, str(error).encode()

@@ -11,6 +11,7 @@ The development endpoints are open to whoever reaches the port: bind servers to 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,18 +24,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynamo_lightning.distributed import gather_objects, rank, stop_together
-from dynamo_lightning.engines.vllm.client import ServerDown, ServerRefused, Spread, call, retry
+from dynamo_lightning.engines.engine import Request
+from dynamo_lightning.engines.vllm.client import ServerClient, ServerDown, ServerRefused, retry
 from dynamo_lightning.engines.vllm.engine import (
-    Completion,
     EngineDtype,
+    Output,
     TokenFilter,
     VLLMEngine,
 )
+from dynamo_lightning.engines.vllm.spread import Spread
 from dynamo_lightning.engines.vllm.weights import sum_workers
 from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION, describe_architecture
 from dynamo_lightning.errors import RunError, UserError
 from dynamo_lightning.files import folder_written_atomically
-from dynamo_lightning.types import RolloutRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,6 +96,15 @@ class VLLMServerEngine(VLLMEngine):
         self._run = ""
         self._saved: Path | None = None
         self._alive: list[str] = []
+        self._client: ServerClient | None = None
+
+    @property
+    def client(self) -> ServerClient:
+        """The connections to the servers, until `close`."""
+        if self._client is None:
+            # One connection per rollout under way, and one per server for what is asked meanwhile.
+            self._client = ServerClient(len(self.urls) * (self.requests_per_server + 1))
+        return self._client
 
     @override
     def label(self, version: int) -> str:
@@ -128,18 +139,14 @@ class VLLMServerEngine(VLLMEngine):
             RunError: Names what to change.
         """
         try:
-            retry(lambda: call(url, "/health", time_limit=10), self.patience)
+            retry(lambda: self.client.call(url, "/health", time_limit=10), self.patience)
         except ServerDown as error:
             raise RunError(
                 f"no vLLM server answers at {url} after {self.patience:.0f} s ({error}): start it, or correct "
                 "model.generator.urls"
             ) from error
         try:
-            call(url, "/weight_info", time_limit=10)
-            served = self.rpc(url, "describe_model")[0]
-            self.rpc(url, "repack_tied_head")  # a worker of an older version of ours has another name for it
-            probe = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "detokenize": False, "seed": 0}}
-            call(url, "/inference/v1/generate", probe, time_limit=self.time_limit)
+            served = self.client.run(self.describe(url))
         except (ServerRefused, ServerDown) as error:
             raise RunError(
                 f"the server at {url} cannot be used ({error}): it must be vLLM 0.32, started with "
@@ -173,9 +180,22 @@ class VLLMServerEngine(VLLMEngine):
             )
         return int(served["max_model_len"])
 
-    def rpc(self, url: str, method: str, **kwargs: str) -> list[Any]:
+    async def describe(self, url: str) -> Mapping[str, Any]:
+        """`describe_model` of a server's first worker, after a request to each endpoint that is needed later."""
+        await self.client.request(url, "/weight_info", time_limit=10)
+        served = (await self.rpc(url, "describe_model"))[0]
+        await self.rpc(url, "repack_tied_head")  # a worker of an older version of ours has another name for it
+        await self.sample(url, {"token_ids": [1], "sampling_params": {"max_tokens": 1, "detokenize": False, "seed": 0}})
+        return served
+
+    async def sample(self, url: str, body: Mapping[str, Any]) -> Any:
+        """Answer of a server to a request of tokens."""
+        return await self.client.request(url, "/inference/v1/generate", body, time_limit=self.time_limit)
+
+    async def rpc(self, url: str, method: str, **kwargs: str) -> list[Any]:
         """Call a method of every worker of a server."""
-        answer = call(url, "/collective_rpc", {"method": method, "kwargs": kwargs}, time_limit=self.time_limit)
+        body = {"method": method, "kwargs": kwargs}
+        answer = await self.client.request(url, "/collective_rpc", body, time_limit=self.time_limit)
         return answer["results"] if answer else []
 
     # --- weights ------------------------------------------------------------------------------------------------------
@@ -192,11 +212,10 @@ class VLLMServerEngine(VLLMEngine):
 
         def push_to_all() -> list[str]:
             alive, message = [], ""
-            for url in self.urls:
-                try:
-                    self.load(url, version)
+            for url, error in self.client.run(self.load_all(version)).items():
+                if error is None:
                     alive.append(url)
-                except ServerDown as error:
+                else:
                     message = str(error)
                     rank_zero_warn(f"vLLM server {url} is down and goes without the weights of {version}: {error}")
             if not alive:
@@ -212,39 +231,54 @@ class VLLMServerEngine(VLLMEngine):
                 f"model.generator.weights_folder={self.weights_folder}; model.generator.patience is how long to wait"
             ) from error
 
-    def load(self, url: str, version: str) -> None:
+    async def load_all(self, version: str) -> dict[str, ServerDown | None]:
+        """Have all servers load the saved weights, at the same time; the error of each that is down."""
+
+        async def load(url: str) -> ServerDown | None:
+            try:
+                await self.load(url, version)
+            except ServerDown as error:
+                return error
+            return None
+
+        return dict(zip(self.urls, await asyncio.gather(*map(load, self.urls)), strict=True))
+
+    async def load(self, url: str, version: str) -> None:
         """Have a server load the saved weights.
 
         Raises:
             ServerDown: If it is down, or still at work with older weights.
         """
         assert self._saved is not None
-        self.rpc(url, "reload_weights", weights_path=str(self._saved.absolute()))
-        self.rpc(url, "repack_tied_head")
-        if not call(url, "/reset_prefix_cache", {}, time_limit=self.time_limit)["success"]:
+        await self.rpc(url, "reload_weights", weights_path=str(self._saved.absolute()))
+        await self.rpc(url, "repack_tied_head")
+        if not (await self.client.request(url, "/reset_prefix_cache", {}, time_limit=self.time_limit))["success"]:
             raise ServerDown(f"{url} did not forget its prefix cache: requests of older weights are under way")
-        call(url, "/update_weight_version", {"new_version": version}, time_limit=self.time_limit)
+        await self.client.request(url, "/update_weight_version", {"new_version": version}, time_limit=self.time_limit)
 
-    def revive(self, url: str, version: str) -> None:
+    async def revive(self, url: str, version: str) -> None:
         """Make a server that was down usable: a new process has other weights."""
-        call(url, "/health", time_limit=10)
-        if call(url, "/weight_info", time_limit=10)["weight_version"] != version:
+        await self.client.request(url, "/health", time_limit=10)
+        if (await self.client.request(url, "/weight_info", time_limit=10))["weight_version"] != version:
             rank_zero_warn(f"vLLM server {url} came back with other weights and gets those of {version}")
-            self.load(url, version)
+            await self.load(url, version)
 
     @override
     def engine_state(self) -> list[Mapping[str, Any]]:
         """State of the servers that are up; empty except in the first process."""
-        return [self.server_state(url) for url in self._alive] if rank() == 0 else []
+        return [self.client.run(self.server_state(url)) for url in self._alive] if rank() == 0 else []
 
-    def server_state(self, url: str) -> Mapping[str, Any]:
+    async def server_state(self, url: str) -> Mapping[str, Any]:
         """Checksums over all workers of a server, and its version."""
-        version = call(url, "/weight_info", time_limit=self.time_limit)["weight_version"]
-        return {**sum_workers(self.rpc(url, "weight_checksums")), "version": version}
+        version = (await self.client.request(url, "/weight_info", time_limit=self.time_limit))["weight_version"]
+        return {**sum_workers(await self.rpc(url, "weight_checksums")), "version": version}
 
     @override
     def close(self) -> None:
-        """Remove the weights from the shared folder; the servers keep running."""
+        """Cancel what is under way and remove the weights from the shared folder; the servers keep running."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
         if self._saved is not None and rank() == 0:
             shutil.rmtree(self._saved, ignore_errors=True)
         self._run, self._saved, self._synced = "", None, None
@@ -252,19 +286,20 @@ class VLLMServerEngine(VLLMEngine):
     # --- requests -----------------------------------------------------------------------------------------------------
 
     @override
-    def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
+    def complete(self, requests: Sequence[Request], params: Mapping[str, Any], version: str) -> list[Output]:
 
-        def work(url: str, request: RolloutRequest) -> Completion:
-            body = {"token_ids": request.prompt.token_ids, "sampling_params": {**params, "seed": request.seed}}
-            choice = call(url, "/inference/v1/generate", body, time_limit=self.time_limit)["choices"][0]
-            completion = Completion(
+        async def work(url: str, request: Request) -> Output:
+            own = {"max_tokens": request.max_tokens, "seed": request.seed}
+            body = {"token_ids": list(request.token_ids), "sampling_params": {**params, **own}}
+            choice = (await self.sample(url, body))["choices"][0]
+            output = Output(
                 tuple(choice["token_ids"]),
                 tuple(token["logprob"] for token in choice["logprobs"]["content"]),
                 frozenset(span["version"] for span in choice["weight_versions"] or ()),
             )
-            if completion.versions != {version}:  # the server was restarted behind our back
-                raise ServerDown(f"{url} sampled from weights of version {sorted(completion.versions)}")
-            return completion
+            if output.versions != {version}:  # the server was restarted behind our back
+                raise ServerDown(f"{url} sampled from weights of version {sorted(output.versions)}")
+            return output
 
         spread = Spread(
             self.urls,
@@ -273,7 +308,7 @@ class VLLMServerEngine(VLLMEngine):
             jobs_per_server=self.requests_per_server,
             patience=self.patience,
         )
-        return spread.run(requests)
+        return self.client.run(spread.run(requests))
 
     @override
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -284,7 +319,7 @@ class VLLMServerEngine(VLLMEngine):
             rows = []
             for sequence in sequences:
                 body = {"token_ids": list(sequence), "sampling_params": params}
-                answer = call(url, "/inference/v1/generate", body, time_limit=self.time_limit)["prompt_logprobs"]
+                answer = self.client.run(self.sample(url, body))["prompt_logprobs"]
                 rows.append(
                     [values[str(token)]["logprob"] for token, values in zip(sequence[1:], answer[1:], strict=True)]
                 )

@@ -136,7 +136,7 @@ def last_characters(text: str, number: int) -> str:
 
 
 def _stated_behind(behind: str) -> list[str]:
-    """What the text behind a box states to be the answer."""
+    """Answers that the text behind a box states."""
     statement = None
     for statement in _STATEMENT.finditer(behind[:UNBOXED_CHARACTERS]):  # noqa: B007
         pass

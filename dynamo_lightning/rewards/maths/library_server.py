@@ -109,7 +109,7 @@ def _answer(question: dict[str, Any]) -> None:
     status = _NO
     try:
         status = _YES if _QUESTIONS[question["kind"]](*question["texts"]) else _NO
-    except BaseException:  # hostile text: any failure of the library is a wrong answer
+    except BaseException:  # untrusted text: any failure of the library is a wrong answer
         pass
     finally:
         os._exit(status)

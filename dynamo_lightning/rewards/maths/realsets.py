@@ -53,7 +53,7 @@ _ALL: Piece = (_End(-1, Fraction(0), 0), _End(1, Fraction(0), 0))
 
 
 def sets_equal(first: Node, second: Node) -> bool | None:
-    """Whether two sets are equal; None if one of them is no set of real numbers with constant ends."""
+    """Equality of two sets; None if one of them is no set of real numbers with constant ends."""
     try:
         one, other = _normal(_pieces(first)), _normal(_pieces(second))
     except NoSetError:
