@@ -6,6 +6,7 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -33,12 +34,13 @@ def rollout_rows(
         record: The iteration.
         num_prompts: Prompts to show.
         rollouts_per_prompt: Rollouts to show of each, those with the smallest sample indices.
-        max_token_values: Response tokens of a rollout whose values are in its row.
+        max_token_values: First tokens of a rollout whose values are in its row.
         tokenizer: Decodes tokens; without one there are no values.
 
     Returns:
         A row per rollout; rollouts that were dropped before scoring have none. With values of tokens a row has
-        `tokens`, their texts, and `token_values`, by name a number for each of them or none where it is unknown.
+        `tokens`, their texts, and `token_values`, by name a number for each of them or none where it is unknown, as it
+        is for what an environment said.
     """
     outcomes = {outcome.key: outcome for outcome in record.outcomes}
     shown = {plan.prompt.prompt_id for plan in record.batch.plans[:num_prompts]}
@@ -46,13 +48,13 @@ def rollout_rows(
     kept = {key for number, key in enumerate(keys) if number - _first(keys, key) < rollouts_per_prompt}
     scored = [rollout for rollout in record.rollouts if rollout.key in outcomes]
     values = {**record.token_values, **record.factors} if max_token_values and tokenizer is not None else {}
-    num_tokens = sum(len(rollout.token_ids) for rollout in scored)
+    num_tokens = sum(rollout.response_length for rollout in scored)
     values = {name: value for name, value in values.items() if len(value) == num_tokens}
     rows, first_token = [], 0
     for rollout in scored:
         prompt, outcome = rollout.prompt, outcomes[rollout.key]
-        token = slice(first_token, first_token + min(len(rollout.token_ids), max_token_values))
-        first_token += len(rollout.token_ids)
+        own = slice(first_token, first_token + rollout.response_length)
+        first_token = own.stop
         if rollout.key not in kept:
             continue
         row = {
@@ -72,7 +74,8 @@ def rollout_rows(
         if values:
             ids = rollout.token_ids[:max_token_values].tolist()
             row["tokens"] = [tokenizer.decode([token_id]) for token_id in ids]
-            numbers = {name: _rounded(value[token]) for name, value in values.items()}
+            mask = torch.from_numpy(rollout.loss_mask)
+            numbers = {name: _rounded(_spread(value[own], mask)[:max_token_values]) for name, value in values.items()}
             row["token_values"] = {
                 name: known for name, known in numbers.items() if any(value is not None for value in known)
             }
@@ -86,11 +89,14 @@ def _first(keys: list[tuple[int, int]], key: tuple[int, int]) -> int:
     return bisect_left(keys, (key[0], -1))
 
 
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Values of the response tokens at their places among all tokens, `[num_tokens]`, NaN at the others."""
+    return torch.full(mask.shape, torch.nan).masked_scatter(mask, values.float().cpu())
+
+
 def _rounded(values: Tensor) -> list[float | None]:
     """Numbers to a few digits; none for those that are not finite, which JSON lacks."""
-    return [
-        float(f"{value:.{_DIGITS}g}") if abs(value) < float("inf") else None for value in values.float().cpu().tolist()
-    ]
+    return [float(f"{value:.{_DIGITS}g}") if abs(value) < float("inf") else None for value in values.tolist()]
 
 
 class RolloutTable(Callback):
@@ -105,7 +111,7 @@ class RolloutTable(Callback):
         num_prompts: Prompts in a table, the first of the batch.
         rollouts_per_prompt: Rollouts written of each prompt, at most; the default keeps whole groups.
         max_characters: Characters of a prompt or response that go to the logger.
-        max_token_values: First response tokens of a rollout that are written with their advantage, factors and entropy,
+        max_token_values: First tokens of a rollout that are written with their advantage, factors and entropy,
             about 30 bytes for each token; 0 writes none. Entropies are known only where training computed them before
             the update.
 

@@ -175,8 +175,8 @@ LINE_PLOTS = (
         caption="Longest, mean and shortest response of each iteration.",
         y_title="tokens",
         lines={
-            "completions/max_length": "longest",
             "completions/mean_length": "mean",
+            "completions/max_length": "longest",
             "completions/min_length": "shortest",
         },
         smooth=False,

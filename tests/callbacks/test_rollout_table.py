@@ -87,6 +87,17 @@ def test_rows_hold_the_values_of_the_first_tokens_of_each_rollout(make_record):
     assert "tokens" not in rollout_rows(record, 2, 64, max_token_values=0, tokenizer=tokenizer)[0]
 
 
+def test_what_an_environment_said_has_no_values(make_record):
+    whole = make_record(rewards=[(1.0, 0.0)])
+    first, second = whole.rollouts
+    said = replace(first, token_ids=[5, 8, 9, 6, 7], loss_mask=[True, False, False, True, True], turns=())
+    values = {"advantage": torch.arange(6.0)}  # of three response tokens each
+    record = replace(whole, rollouts=(said, second), token_values=values)
+    rows = rollout_rows(record, 1, 64, 4, SimpleNamespace(decode=lambda ids: str(ids[0])))
+    assert rows[0]["tokens"] == ["5", "8", "9", "6"] and rows[0]["token_values"]["advantage"] == [0.0, None, None, 1.0]
+    assert rows[1]["token_values"]["advantage"] == [3.0, 4.0, 5.0]
+
+
 def test_dropped_rollouts_have_no_values_of_tokens(make_record):
     whole = make_record(rewards=[(1.0, 0.0)])
     record = replace(whole, outcomes=whole.outcomes[1:], token_values={"advantage": torch.tensor([1.0, 2.0, 3.0])})

@@ -141,6 +141,21 @@ def test_a_point_of_a_curve_filters_its_iteration(visit, folder):
     assert browser.find_element("id", "filter-status").text == "8 of 32 rollouts, of 2 groups"
 
 
+def test_print_is_light_and_narrow_and_the_screen_comes_back(visit, folder):
+    browser = visit(folder, dark=True)
+
+    def first_plot():
+        script = "const p = document.querySelector('.plot'); return [p._fullLayout.width, p._fullLayout.font.color]"
+        return browser.execute_script(script)
+
+    before = first_plot()
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    width, color = first_plot()
+    assert width < 350 < before[0] and color == "#1b1f24" != before[1]
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert first_plot() == before
+
+
 def test_text_of_a_run_stays_text(visit, tmp_path):
     hostile = dict(response=HOSTILE, prompt=HOSTILE, answer=HOSTILE, source=HOSTILE, tokens=[HOSTILE] * 6)
     rows = [rollout(1, 2, 0, **hostile), rollout(1, 2, 1, **hostile, state=HOSTILE)]

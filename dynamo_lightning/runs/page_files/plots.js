@@ -220,6 +220,13 @@ report.plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;
   document.getElementById("sections").append(report.navigation);
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", () => { document.documentElement.classList.add("print"); redraw(); });
-  addEventListener("afterprint", () => { document.documentElement.classList.remove("print"); redraw(); });
+  const print = (on) => () => {
+    document.documentElement.classList.toggle("print", on);
+    redraw();
+    document.querySelectorAll(".plot").forEach((target) => Plotly.relayout(
+      target, on ? { width: target.clientWidth, height: target.clientHeight } : { width: null, height: null, autosize: true },
+    ));
+  };
+  addEventListener("beforeprint", print(true));
+  addEventListener("afterprint", print(false));
 })();
