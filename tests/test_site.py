@@ -99,6 +99,21 @@ def test_options_that_a_page_names_exist(page, known):
     assert unknown == set()
 
 
+def test_messages_and_metrics_of_the_troubleshooting_page_are_the_code_s_own():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    files = [path for folder in ("dynamo_lightning", "callbacks") for path in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(path.read_text() for path in files)
+    joined = re.sub(r'"\s*\n\s*f?"', "", code)  # texts that go on in the next line
+    messages = re.findall(r'^\| "([^"]+)" \|', text, re.MULTILINE)
+    assert len(messages) >= 5
+    assert [part for message in messages for part in message.split(" … ") if part != "all" and part not in joined] == []
+    metrics = re.findall(r"`((?:completions|sampling|stability)/\w+|frac_\w+|grad_norm)`", text)
+    assert len(metrics) >= 4
+    assert [name for name in metrics if f'"{name}"' not in code] == []
+    phases = re.findall(r"`timing_s/(\w+)`", text)
+    assert [name for name in phases if f'phase("{name}")' not in code] == []
+
+
 def test_old_sides_of_differences_in_python_are_python_too():
     found = 0
     for page in PAGES:
