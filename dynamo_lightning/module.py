@@ -136,7 +136,7 @@ class PolicyModule(EvaluationLoops):
     ) -> None:
         super().__init__()
         save_arguments(self, locals())
-        reward = eager(reward)  # it goes to other processes
+        reward, environment = eager(reward), eager(environment)  # they go to other processes, or are copied
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise UserError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
         if eval_temperature < 0:
