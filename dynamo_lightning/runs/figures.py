@@ -6,6 +6,7 @@ Colors are left to the page, which has a light and a dark theme: each trace has 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,7 @@ def phase_plot(runs: Sequence[RunHistory]) -> Plot | None:
 
 def plots_of(runs: Sequence[RunHistory]) -> list[Plot]:
     """All plots of the runs that have data, in the order of the page."""
-    found = [line_plot(spec, runs) for spec in LINE_PLOTS]
+    found = [line_plot(spec, runs) for spec in (*LINE_PLOTS, *_reward_plot(runs))]
     if any(plot is not None and plot.name == "shares" for plot in found):  # the same, told apart
         found = [plot for plot in found if plot is None or plot.name != "no-signal"]
     plots = [*validation_plot(runs), *(plot for plot in found if plot is not None)]
@@ -151,6 +152,16 @@ def plots_of(runs: Sequence[RunHistory]) -> list[Plot]:
         plots.append(phases)
     order = ["Results", "Stability", "Allocation", "Modulation", "Responses", "Cost"]
     return sorted(plots, key=lambda plot: order.index(plot.section))
+
+
+def _reward_plot(runs: Sequence[RunHistory]) -> list[LinePlot]:
+    """The plot of each named reward by itself, if there are several."""
+    names = {match[1] for run in runs for name in run.metrics if (match := re.fullmatch(r"rewards/(.+)/mean", name))}
+    if len(names) < 2:
+        return []
+    caption = "Mean of each named reward by itself, unweighted; rewards that part ways measure different things."
+    lines = {f"rewards/{name}/mean": name for name in sorted(names)}
+    return [LinePlot("rewards", "Results", "Rewards by name", caption, "mean reward", lines)]
 
 
 def _legend(line: str, run: RunHistory, num_runs: int, num_lines: int) -> str:

@@ -86,6 +86,41 @@ LINE_PLOTS = (
         logarithmic=True,
     ),
     LinePlot(
+        name="importance",
+        section="Stability",
+        subject="Importance weights of sampling",
+        caption=(
+            "Mean, largest and smallest ratio of the policy's probability of a token to that of the engine that "
+            "sampled it, before the cut, on a logarithmic axis."
+        ),
+        y_title="ratio",
+        lines={
+            "sampling/importance_sampling_ratio/mean": "mean",
+            "sampling/importance_sampling_ratio/max": "largest",
+            "sampling/importance_sampling_ratio/min": "smallest",
+        },
+        logarithmic=True,
+        reference=1.0,
+    ),
+    LinePlot(
+        name="staleness",
+        section="Stability",
+        subject="Age of the weights that sampled",
+        caption="Optimizer steps between the weights that sampled the rollouts and those that they train.",
+        y_title="optimizer steps",
+        lines={"sampling/staleness": "age"},
+        smooth=False,
+    ),
+    LinePlot(
+        name="entropy-change",
+        section="Stability",
+        subject="Entropy change by an update",
+        caption="Mean token entropy of some rollouts after the update, less that before it.",
+        y_title="nats",
+        lines={"probe/entropy_change": "change"},
+        reference=0.0,
+    ),
+    LinePlot(
         name="variance",
         section="Allocation",
         subject="Gradient variance relative to equal groups",
@@ -99,6 +134,23 @@ LINE_PLOTS = (
             "alloc/realised_variance_ratio": "realised",
             "alloc/measured_variance_ratio": "measured",
             "alloc/best_variance_ratio": "best possible",
+        },
+        reference=1.0,
+    ),
+    LinePlot(
+        name="variance-parts",
+        section="Allocation",
+        subject="Gradient variance of the advantages used",
+        caption=(
+            "Measured on the rollouts' gradients, relative to leave-one-out advantages and equal groups: all of it, "
+            "and what baselines, sizes of known prompts and sizes of new prompts change; below 1 is a gain."
+        ),
+        y_title="ratio",
+        lines={
+            "alloc/total_variance_ratio": "all",
+            "alloc/baseline_variance_ratio": "baselines",
+            "alloc/placing_variance_ratio": "known prompts",
+            "alloc/cold_start_variance_ratio": "new prompts",
         },
         reference=1.0,
     ),
@@ -151,6 +203,7 @@ LINE_PLOTS = (
         lines={
             "mod/beta_comp_mean": "compensation",
             "mod/beta_stab_mean": "stabilisation",
+            "mod/beta_budget_mean": "entropy budget",
             "mod/steer_weight_mean": "STEER weight",
             "mod/entropy_bonus_mean": "entropy bonus",
         },

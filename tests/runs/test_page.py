@@ -42,6 +42,18 @@ def test_a_metric_that_a_run_does_not_have_has_no_plot(tmp_path):
     assert [plot.name for plot in plots_of([run])] == ["validation-0", "reward"]  # "before" is in the summary
 
 
+def test_several_named_rewards_have_a_plot_of_their_own(tmp_path):
+    folder = write_run(tmp_path / "run")
+
+    def plots_of_rewards(header, values):
+        (folder / "metrics.csv").write_text(f"{header},step\n{values},0\n")
+        return [plot for plot in plots_of([read_history(str(folder))]) if plot.name == "rewards"]
+
+    assert plots_of_rewards("rewards/math/mean,rewards/math/std", "0.5,0.1") == []
+    (plot,) = plots_of_rewards("rewards/math/mean,rewards/format/mean", "0.5,0.1")
+    assert {trace["name"]: trace["y"] for trace in plot.traces} == {"format": [0.1], "math": [0.5]}
+
+
 def test_titles_tell_what_one_sees():
     def title(values):
         run = SimpleNamespace(metrics={"reward": values})
