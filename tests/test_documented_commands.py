@@ -163,7 +163,8 @@ def test_every_documented_command_that_a_cpu_can_run_runs(page, command, workpla
 
 def python_blocks():
     return [
-        (page, number)
+        # Whole trainings, beside the README's: half a minute for each.
+        pytest.param(page, number, marks=pytest.mark.slow if page.startswith("docs/from_") else ())
         for page in PAGES
         if (ROOT / page).exists()
         for number, block in enumerate(blocks(page))
