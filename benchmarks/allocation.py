@@ -163,6 +163,7 @@ MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "drift": drifting_pools.measure_drift,
     "one_epoch": drifting_pools.measure_one_epoch,
     "population": drifting_pools.measure_population,
+    "pilot": drifting_pools.measure_pilot,
 }
 
 
@@ -174,7 +175,7 @@ def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
         print(f"\n{'prompts':>8}{'budget':>9}{'milliseconds':>14}{'bytes per visited prompt':>26}")
         for cost in results["cost"]:
             print("{num_prompts:8}{budget:9}{milliseconds:14.2f}{bytes_per_visited_prompt:26}".format(**cost))
-    for name in ("drift", "one_epoch", "population"):
+    for name in ("drift", "one_epoch", "population", "pilot"):
         if name in results:
             drifting_pools.print_table(name, results[name])
 

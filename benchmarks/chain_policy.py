@@ -29,6 +29,7 @@ from dynamo_lightning.data.chain import KINDS, Chain, ChainReward, RightResponse
 from dynamo_lightning.data.prompts import prompt_id
 from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt, RolloutRequest
 
 MODEL = "embedded:chain-qwen3"
@@ -63,8 +64,9 @@ def sampled_success_rates(
         for number, chain in enumerate(chains)
         for sample in range(num_samples)
     ]
-    rollouts = TransformersEngine(batch_size=256).generate(
-        policy, tokenizer, requests, max_response_length=MAX_RESPONSE_LENGTH, temperature=1.0
+    engine = TransformersEngine(batch_size=256)
+    rollouts = sample_rollouts(
+        engine, policy, tokenizer, requests, max_response_length=MAX_RESPONSE_LENGTH, temperature=1.0
     )
     reward = ChainReward()
     rewards = [reward(r.prompt.question, r.text, r.prompt.answer) * (not r.truncated) for r in rollouts]

@@ -9,6 +9,11 @@ the p of the visit: `first` in the first epoch, `ratio` after it.
 rise by `rise`. Without a pilot all unseen prompts are alike to every estimator. With one, 4 rollouts of each prompt
 decide where the others go; the variance is that of the two estimators mixed (`dynamo_lightning.allocation.pilot`).
 
+**pilot.** A first epoch without any history: 512 prompts whose p come from a Beta distribution, mean 16, sizes 2 to 64,
+the population fitted to this batch's own pilots by `BetaPosterior` alone. The pilot's and the commit's rollouts are
+drawn, and with them the gradient of a policy with one logit for each prompt and scores that do not depend on rewards:
+its variance and its bias are those of the replications, not of a formula.
+
 **population.** As table `variance`, for estimators that differ in the population's shape; pools of several
 modes too.
 
@@ -43,12 +48,14 @@ from dynamo_lightning.allocation import (
     pilot_weights,
     variance_ratio,
 )
+from dynamo_lightning.types import PilotBaseline
 
 Array = NDArray[np.float64]
 
 REPLICATIONS = 5
+PILOT_REPLICATIONS = 4000
 T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 8: 2.365, 10: 2.262, 20: 2.093}
-"""Student's t, 97.5 %, by number of replications."""
+"""Student's t, 97.5 %, by number of replications; for many, the normal distribution's 1.96."""
 
 ESTIMATORS: dict[str, Callable[[], VarianceEstimator]] = {
     "beta_posterior_32": lambda: BetaPosterior(half_life=32),
@@ -180,6 +187,70 @@ def one_epoch(pool: str, rise: float, estimator: str, pilot: int, seed: int) -> 
     return allocated / equal
 
 
+def first_epoch(prior: float, pilot: int, baseline: PilotBaseline, seed: int, scores: str) -> tuple[float, float]:
+    """Return the squared error of the batch's gradient relative to equal groups' expected one, and its relative bias.
+
+    Args:
+        prior: Both parameters of the Beta distribution of p.
+        pilot: Rollouts of the pilot; 0 for none.
+        baseline: What pilot and commit are compared with.
+        seed: Of the replication.
+        scores: `independent` of rewards, normal with variance 1, for the variance; `bernoulli`, r − p, for the bias.
+    """
+    num_prompts, mean_size, bounds, ids = 512, 16, (2, 64), np.arange(512)
+    rng = np.random.default_rng([seed, 10])
+    rates = rng.beta(prior, prior, num_prompts)
+    budget = RolloutBudget(mean_size, *bounds, pilot=pilot, pilot_baseline=baseline)
+    store = PromptStatistics(BetaPosterior())
+    before = store.estimate(ids, 0)
+    largest = bounds[1] + pilot
+    rewards = (rng.random((num_prompts, largest)) < rates[:, None]).astype(np.float64)
+    score = rng.normal(size=rewards.shape) if scores == "independent" else rewards - rates[:, None]
+    if pilot:
+        shares = pilot_weights(before, ids, budget)
+        store.observe(ids, rewards[:, :pilot].sum(1), np.full(num_prompts, pilot), 0)
+        sizes = allocate_commit(store.estimate(ids, 0), ids, shares, budget)
+    else:
+        shares, sizes = np.zeros(num_prompts), allocate_rollouts(before, ids, 16 * num_prompts, *bounds, RLOORule())
+    column = np.arange(largest)
+    first, second = (column < pilot)[None], (column >= pilot)[None] & (column < pilot + sizes[:, None])
+    chosen = first | second
+    others = {
+        "separate": lambda part: (part * rewards).sum(1, keepdims=True) - rewards * part,
+        "pooled": lambda part: (chosen * rewards).sum(1, keepdims=True) - rewards,
+    }
+    if pilot and baseline == "cross":
+        commit_mean = (second * rewards).sum(1, keepdims=True) / sizes[:, None]
+        rest = others["pooled"](second) / (pilot + sizes[:, None] - 1)
+        advantages = rewards - np.where(first, commit_mean, rest)
+        weights = first * (shares / max(pilot, 1))[:, None] + second * ((1 - shares) / sizes)[:, None]
+    elif pilot and baseline == "pooled":
+        advantages = rewards - others["pooled"](chosen) / (pilot + sizes[:, None] - 1)
+        weights = chosen / (pilot + sizes)[:, None]
+    else:
+        own = first * max(pilot - 1, 1) + second * (sizes - 1)[:, None]
+        part = np.where(first, others["separate"](first), others["separate"](second))
+        advantages = rewards - part / np.maximum(own, 1)
+        weights = first * (shares / max(pilot, 1))[:, None] + second * ((1 - shares) / sizes)[:, None]
+    gradient = (weights * advantages * score).sum(1)
+    variances = rates * (1 - rates)
+    return float((gradient**2).sum() / (variances / (mean_size - 1)).sum()), float(gradient.sum() / variances.sum() - 1)
+
+
+def measure_pilot() -> list[dict[str, Any]]:
+    """Return a record for each prior, pilot and baseline of table `pilot`."""
+    records = []
+    for prior in (0.2, 0.5, 1.0):
+        for pilot, baseline in ((0, "separate"), (4, "separate"), (2, "cross"), (4, "cross"), (4, "pooled")):
+            ratios, biases = (
+                [first_epoch(prior, pilot, baseline, seed, scores)[number] for seed in range(PILOT_REPLICATIONS)]
+                for number, scores in enumerate(("independent", "bernoulli"))
+            )
+            names = {"pool": f"Beta({prior:g},{prior:g})", "pilot": pilot, "baseline": baseline}
+            records.append({**names, **interval(ratios), **interval(biases, "bias")})
+    return records
+
+
 def one_history(pool: str, history: int, estimator: str, seed: int) -> float:
     """Return the ratio after `history` rollouts of every prompt in one earlier iteration."""
     num_prompts, ids = 512, np.arange(512)
@@ -197,7 +268,7 @@ def one_history(pool: str, history: int, estimator: str, seed: int) -> float:
 def interval(values: list[float], prefix: str = "ratio") -> dict[str, float]:
     """Return mean and 95 % interval, rounded."""
     mean = statistics.fmean(values)
-    margin = T_QUANTILES[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    margin = T_QUANTILES.get(len(values), 1.96) * statistics.stdev(values) / math.sqrt(len(values))
     low, high = ("low", "high") if prefix == "ratio" else (f"{prefix}_low", f"{prefix}_high")
     return {prefix: round(mean, 4), low: round(mean - margin, 4), high: round(mean + margin, 4)}
 
@@ -238,15 +309,14 @@ def measure_population() -> list[dict[str, Any]]:
 
 def print_table(name: str, records: list[dict[str, Any]]) -> None:
     """Print one of the tables, a line for each record."""
-    measured = ("ratio", "low", "high", "first", "first_low", "first_high")
+    extra = next((name for name in ("first", "bias") if name in records[0]), None)
+    measured = ("ratio", "low", "high", extra, f"{extra}_low", f"{extra}_high")
     keys = [key for key in records[0] if key not in measured]
     print(f"\nTable {name}: variance relative to equal groups, mean ± half of the 95 % interval")
-    print(
-        "".join(f"{key:>20}" for key in keys) + f"{'ratio':>18}" + (f"{'first':>18}" if "first" in records[0] else "")
-    )
+    print("".join(f"{key:>20}" for key in keys) + f"{'ratio':>18}" + (f"{extra:>18}" if extra else ""))
     for record in records:
         line = "".join(f"{record[key]:>20}" for key in keys)
         line += f"{record['ratio']:10.3f} ± {record['high'] - record['ratio']:.3f}"
-        if "first" in record:
-            line += f"{record['first']:10.3f} ± {record['first_high'] - record['first']:.3f}"
+        if extra:
+            line += f"{record[extra]:10.3f} ± {record[f'{extra}_high'] - record[extra]:.3f}"
         print(line)

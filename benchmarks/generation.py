@@ -60,6 +60,7 @@ def rates(model: str, contender: str, num_responses: int) -> dict[int, float]:
     from dynamo_lightning.engines.transformers import TransformersEngine
     from dynamo_lightning.engines.vllm.colocated import VLLMColocatedEngine
     from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+    from dynamo_lightning.rollout.runner import sample_rollouts
     from dynamo_lightning.types import Prompt, RolloutRequest
 
     on_gpu = torch.cuda.is_available()
@@ -86,8 +87,8 @@ def rates(model: str, contender: str, num_responses: int) -> dict[int, float]:
         if contender == CONTENDERS[-1]:
             num_tokens = n_in_one_request(generator, requests[::group_size], group_size, tokenizer.eos_token_id)
         else:
-            rollouts = generator.generate(
-                policy, tokenizer, requests, max_response_length=RESPONSE_LENGTH, temperature=1.0
+            rollouts = sample_rollouts(
+                generator, policy, tokenizer, requests, max_response_length=RESPONSE_LENGTH, temperature=1.0
             )
             num_tokens = sum(len(rollout.token_ids) for rollout in rollouts)
         measured[group_size] = num_tokens / (time.perf_counter() - start)

@@ -1,12 +1,14 @@
 """What allocation does to the policy gradient's variance and bias, measured on the embedded policy's own gradients.
 
     python benchmarks/gradient_variance.py --json benchmarks/results/gradient_variance.json
+    python benchmarks/gradient_variance.py --task chain --json benchmarks/results/gradient_variance_chain.json
 
-The quickstart is run with equal groups of 8, at a learning rate that lets five epochs see it learn; at the
-quickstart's own, 1e-4, most of it is learned after two. Every arm's statistics watch its outcomes. After each epoch,
-when every prompt has 8, 16, 24, … earlier rollouts, 64 prompts are drawn and each arm allocates a budget of 8 rollouts
-per prompt within the quickstart's bounds [2, 24] (a second table: 16 within [2, 64]). 1,024 fresh rollouts of each
-prompt are the reference: their gradients with respect to all parameters, sketched to 4,096 dimensions, their rewards.
+With `--task chain` the policy of `chain.yaml` takes the place of the quickstart's. The quickstart is run with equal
+groups of 8, at a learning rate that lets five epochs see it learn; at the quickstart's own, 1e-4, most of it is learned
+after two. Every arm's statistics watch its outcomes. After each epoch, when every prompt has 8, 16, 24, … earlier
+rollouts, 64 prompts are drawn and each arm allocates a budget of 8 rollouts per prompt within the quickstart's bounds
+[2, 24] (a second table: 16 within [2, 64]). 1,024 fresh rollouts of each prompt are the reference: their gradients with
+respect to all parameters, sketched to 4,096 dimensions, their rewards.
 
 Exact: the reference's ζ₁ and ζ₂ in the leave-one-out formula `[4(n − 2)ζ₁ + 2ζ₂]/(n(n − 1))` with each arm's sizes, and
 Σ over prompts relative to uniform: this is the ratio of mode `rloo+prompt_mean`. Batches: 512 for each arm, a
@@ -20,8 +22,12 @@ paired with uniform; over checkpoints for the bias. The headline takes checkpoin
 
 Arms: `beta_posterior` and `arcsine_kalman` with the `rloo` rule; `paper_bernoulli` with the `proportional` one, as in
 the paper's code; `oracle`, the `rloo` rule told p(1 − p) of the reference; `oracle_gradient`, told each prompt's
-gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. Statistics, rules, generator,
-reward, advantages and weights are the library's own.
+gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. `filter` is `LogitFilter` with
+the `rloo` rule. In mode `rloo+prompt_mean`, from the batches: `optimal_baseline`, the weighted leave-one-out baseline
+with the filter's sizes by `OptimalBaselineRule`; `optimal_baseline_history`, with the uniform run's own rewards as its
+prior and sizes from 1; both with equal groups (`…_uniform`); `history_oracle`, told p(1 − p). Prompts whose reference
+rewards are all equal have a gradient there, too: their scores are centred, so that ∇J is 0 for them. Statistics, rules,
+generator, reward, advantages and weights are the library's own.
 """
 
 from __future__ import annotations
@@ -30,10 +36,9 @@ import argparse
 import copy
 import json
 import os
-import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -43,30 +48,20 @@ import lightning as L
 import numpy as np
 import torch
 
-from dynamo_lightning.allocation import (
-    BetaPosterior,
-    RLOORule,
-    UniformRule,
-    VarianceEstimator,
-    allocate_rollouts,
-)
-from dynamo_lightning.data.source import PromptSource
-from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.allocation import BetaPosterior, Estimate, RLOORule, UniformRule, allocate_rollouts
 from dynamo_lightning.distributed import derive_seed
-from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.measure.moments import KernelMoments, kernel_moments, leave_one_out_gradient
 from dynamo_lightning.measure.scores import head_scores, parameter_scores
-from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
-from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt, Rollout, RolloutRequest
-from dynamo_lightning.update.config import UpdateConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
 
+from variance_baselines import BASELINE_ARMS, BaselineArm, baseline_advantages, score_norms
 from variance_tables import (
     ARMS,
     LEARNERS,
@@ -76,14 +71,14 @@ from variance_tables import (
     Measurement,
     Scale,
     debiased_square,
+    print_header,
     print_tables,
     summarise,
 )
+from variance_tasks import ROLLOUTS_PER_PROMPT, TASKS, WatchedRLOO, make_data, make_module, make_trainer
 from workers import quiet, workers
 
-MODEL = "embedded:arithmetic-qwen3"
-MAX_RESPONSE_LENGTH, PROMPTS_PER_BATCH, ROLLOUTS_PER_PROMPT = 20, 32, 8  # the quickstart's
-UPDATES = UpdateConfig(max_tokens_per_micro_batch=1024)
+MAX_RESPONSE_LENGTH = TASKS["arithmetic"].max_response_length
 
 
 @dataclass(frozen=True)
@@ -96,6 +91,8 @@ class Checkpoint:
     prompts: tuple[Prompt, ...]
     variances: dict[str, np.ndarray]
     """Each learner's expected p(1 − p), `[num_prompts]`."""
+    prior: tuple[np.ndarray, ...] = ()
+    """Mean and weight of the prior of each prompt's baseline, `[num_prompts]` each."""
 
     @property
     def history(self) -> int:
@@ -109,9 +106,10 @@ class Checkpoint:
 class Recorder(L.Callback):
     """Shows every outcome to every arm's statistics, and takes a checkpoint after each epoch."""
 
-    def __init__(self, seed: int, num_prompts: int) -> None:
-        self.seed, self.num_prompts = seed, num_prompts
-        self.arms = {name: make_data(estimator()) for name, (estimator, _) in LEARNERS.items()}
+    def __init__(self, seed: int, scale: Scale, advantage: WatchedRLOO) -> None:
+        self.seed, self.num_prompts, self.advantage = seed, scale.num_prompts, advantage
+        task = TASKS[scale.task]
+        self.arms = {name: make_data(task, estimator()) for name, (estimator, _) in LEARNERS.items()}
         self.prompts: dict[int, Prompt] = {}
         self.iteration = 0
         self.checkpoints: list[Checkpoint] = []
@@ -138,49 +136,20 @@ class Recorder(L.Callback):
                     name: data.allocator.statistics.estimate(ids, self.iteration).bernoulli_variance
                     for name, data in self.arms.items()
                 },
+                tuple(part.numpy() for part in self.advantage.history.prior(torch.tensor(ids), self.iteration)),
             )
         )
 
 
-def make_data(estimator: VarianceEstimator, max_prompts: int | None = None) -> RolloutDataModule:
-    """The quickstart's data module with equal groups."""
-    return RolloutDataModule(
-        train=PromptSource(
-            "embedded:arithmetic/train.jsonl", "arithmetic", template="{prompt}", max_prompts=max_prompts
-        ),
-        prompts_per_batch=PROMPTS_PER_BATCH,
-        rollouts_per_prompt=ROLLOUTS_PER_PROMPT,
-        max_prompt_length=64,
-        rule=UniformRule(),
-        estimator=estimator,
-    )
-
-
 def train(seed: int, scale: Scale) -> list[Checkpoint]:
-    """Run the quickstart with equal groups; return a checkpoint for each epoch."""
+    """Run the task with equal groups; return a checkpoint for each epoch."""
     quiet()
     L.seed_everything(seed, verbose=False)
-    recorder = Recorder(seed, scale.num_prompts)
-    module = PolicyModule(
-        MODEL,
-        generator=TransformersEngine(batch_size=256),
-        sampling=SamplingConfig(max_response_length=MAX_RESPONSE_LENGTH),
-        reward=MathReward(),
-        scoring=ScoringConfig(num_workers=1),
-        updates=UPDATES,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=scale.learning_rate, weight_decay=0.0),
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=10),
-    )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=scale.num_epochs,
-        logger=False,
-        callbacks=[recorder],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, datamodule=make_data(BetaPosterior(), scale.max_train_prompts))
+    task, advantage = TASKS[scale.task], WatchedRLOO()
+    recorder = Recorder(seed, scale, advantage)
+    module = make_module(task, advantage, scale.learning_rate)
+    data = make_data(task, BetaPosterior(), scale.max_train_prompts)
+    make_trainer(scale.num_epochs, [recorder]).fit(module, datamodule=data)
     return recorder.checkpoints
 
 
@@ -198,8 +167,12 @@ class Reference:
     rewards: np.ndarray
     """`[num_distinct]`."""
     scores: np.ndarray | None = None
-    """Sketched gradients, `[num_distinct, num_dimensions]`; None if all rewards are equal: they then weigh nothing."""
+    """Sketched gradients, `[num_distinct, num_dimensions]`; None if all rewards are equal and no baseline is known."""
     head_scores: np.ndarray | None = None
+    norms: np.ndarray | None = None
+    """Squared logit gradients of the responses, `[num_distinct]`."""
+    prior: tuple[float, float] = (0.0, 0.0)
+    """Mean and weight of the prior of the prompt's baseline."""
 
     @property
     def counts(self) -> np.ndarray:
@@ -212,9 +185,9 @@ class Reference:
 
 
 @cache
-def scorer() -> RewardScorer:
+def scorer(task: str) -> RewardScorer:
     """One for each process: its worker remembers the answers that it has judged."""
-    pool = RewardScorer(MathReward(), ScoringConfig(num_workers=1))
+    pool = RewardScorer(TASKS[task].reward(), ScoringConfig(num_workers=1))
     pool.start()
     Finalize(None, pool.close, exitpriority=10)  # `atexit` is for the main process; others would wait for its worker
     return pool
@@ -222,14 +195,15 @@ def scorer() -> RewardScorer:
 
 def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list[Reference]:
     """Sample, score and differentiate the reference rollouts of the checkpoint's prompts."""
-    key = (checkpoint.seed, "reference", checkpoint.epoch)
+    key, task = (checkpoint.seed, "reference", checkpoint.epoch), TASKS[scale.task]
     requests = [
         RolloutRequest(prompt, index, derive_seed(*key, prompt.prompt_id, index))
         for prompt in checkpoint.prompts
         for index in range(scale.num_references)
     ]
-    rollouts = TransformersEngine(batch_size=256).generate(
-        policy, load_tokenizer(MODEL), requests, max_response_length=MAX_RESPONSE_LENGTH, temperature=1.0
+    engine, tokenizer = TransformersEngine(batch_size=256), load_tokenizer(task.model)
+    rollouts = sample_rollouts(
+        engine, policy, tokenizer, requests, max_response_length=task.max_response_length, temperature=1.0
     )
     references = []
     for start in range(0, len(rollouts), scale.num_references):
@@ -238,24 +212,27 @@ def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list
         row = {tokens: number for number, tokens in enumerate(distinct)}
         index = np.array([row[tuple(rollout.token_ids.tolist())] for rollout in own])
         references.append(Reference(list(distinct.values()), index, np.zeros(len(distinct))))
-    scored = iter(scorer().score([response for reference in references for response in reference.responses]))
+    scored = iter(scorer(scale.task).score([response for reference in references for response in reference.responses]))
     for reference in references:
         reference.rewards = np.array([next(scored).reward for _ in reference.responses])
-    for reference in references:
+    for reference, mean, weight in zip(references, *checkpoint.prior, strict=True):
+        options = {"temperature": 1.0, "seed": derive_seed(*key)}
+        sketch = parameter_scores(policy, reference.responses, num_dimensions=scale.num_dimensions, **options)
+        reference.scores = (sketch - torch.from_numpy(reference.counts).float() @ sketch / scale.num_references).numpy()
+        reference.norms = score_norms(policy, reference.responses, task.updates)
+        reference.prior = float(mean), float(weight)
         if np.ptp(reference.rewards):
-            options = {"temperature": 1.0, "seed": derive_seed(*key)}
-            sketch = parameter_scores(policy, reference.responses, num_dimensions=scale.num_dimensions, **options)
             head = head_scores(
-                policy, reference.responses, reference.responses[0], UPDATES, num_projections=256, **options
+                policy, reference.responses, reference.responses[0], task.updates, num_projections=256, **options
             )
-            reference.scores, reference.head_scores = sketch.numpy(), head.numpy()
+            reference.head_scores = head.numpy()
     return references
 
 
 def measure(checkpoint: Checkpoint, scale: Scale) -> Measurement:
     """Measure variance and bias of every arm and mode at a checkpoint."""
     quiet()
-    policy = load_policy(MODEL, PolicyConfig(attn_implementation="eager")).eval()
+    policy = load_policy(TASKS[scale.task].model, PolicyConfig(attn_implementation="eager")).eval()
     policy.load_state_dict(checkpoint.state)
     references = sample_references(policy, checkpoint, scale)
     rates = np.array([reference.rewards @ reference.counts / scale.num_references for reference in references])
@@ -267,7 +244,7 @@ def measure(checkpoint: Checkpoint, scale: Scale) -> Measurement:
         for arm, groups in allocate(checkpoint, rates, whole, *setting).items()
     }
     result = Measurement(checkpoint.seed, checkpoint.history, rates, sizes, whole, head)
-    first = {arm: sizes[0, arm] for arm in ARMS}
+    first = {arm: sizes[0, arm] for arm in (*ARMS, *BASELINE_ARMS)}
     measure_batches(result, references, first, scale, np.random.default_rng([checkpoint.seed, checkpoint.epoch, 1]))
     return result
 
@@ -285,6 +262,11 @@ def allocate(
     # a/(n − 1) with the a that is right at the mean size; of a prompt that is hardly ever right it may come out < 0.
     known = np.maximum([m.variance(mean) * (mean - 1) for m in moments], 0)
     sizes["oracle_gradient"] = allocate_rollouts(known / max(known.max(), 1e-300), ids, *bounds, RLOORule())
+    filtered = Estimate(np.full(len(ids), np.nan), checkpoint.variances["filter"], np.zeros(len(ids), dtype=bool))
+    for arm, baseline in BASELINE_ARMS.items():
+        weights = rates * (1 - rates) if arm == "history_oracle" else filtered
+        low = max(baseline.rule.minimum_group_size, least if not baseline.uses_history else 1)
+        sizes[arm] = allocate_rollouts(weights, ids, mean * len(ids), low, most, baseline.rule)
     permutation = np.random.default_rng([checkpoint.seed, checkpoint.epoch, 2]).permutation(len(ids))
     sizes["random_matched"] = sizes["beta_posterior"][permutation]
     return sizes
@@ -303,12 +285,15 @@ def measure_batches(
     draws = [rng.permuted(everything, axis=1)[:, :largest].copy() for _ in references]
     gradient = sum(
         leave_one_out_gradient(r.rewards, r.scores, r.counts) for r in references if r.scores is not None
-    ) / (len(references) * MAX_RESPONSE_LENGTH)
+    ) / (len(references) * TASKS[scale.task].max_response_length)
     for mode in MODES:
         uniform = batch_gradients(mode, references, draws, sizes["uniform"], scale)
         uniform_length = debiased_square(uniform) ** 0.5
-        for arm in ARMS:
-            gradients = uniform if arm == "uniform" else batch_gradients(mode, references, draws, sizes[arm], scale)
+        knows_norms = mode == "rloo+prompt_mean" and all(reference.norms is not None for reference in references)
+        for arm in (*ARMS, *(BASELINE_ARMS if knows_norms else ())):
+            gradients = uniform
+            if arm != "uniform":
+                gradients = batch_gradients(mode, references, draws, sizes[arm], scale, BASELINE_ARMS.get(arm))
             spread = ((gradients - gradients.mean(0)) ** 2).sum(1) * len(gradients) / (len(gradients) - 1)
             result.deviations[mode, arm] = spread
             target, length = (
@@ -319,7 +304,12 @@ def measure_batches(
 
 
 def batch_gradients(
-    mode: str, references: list[Reference], draws: list[np.ndarray], sizes: np.ndarray, scale: Scale
+    mode: str,
+    references: list[Reference],
+    draws: list[np.ndarray],
+    sizes: np.ndarray,
+    scale: Scale,
+    baseline: BaselineArm | None = None,
 ) -> np.ndarray:
     """Gradient of every batch by the library's advantages and weights, `[num_batches, num_dimensions]`, float64."""
     advantage, aggregation = MODES[mode]
@@ -331,7 +321,15 @@ def batch_gradients(
         axis=1,
     )
     group = np.repeat(np.arange(num_prompts), sizes) + num_prompts * np.arange(num_batches)[:, None]
-    advantages = advantage(torch.from_numpy(rewards.ravel()), torch.from_numpy(group.ravel())).reshape(rewards.shape)
+    if baseline is None:
+        flat = advantage(torch.from_numpy(rewards.ravel()), torch.from_numpy(group.ravel()))
+    else:
+        norms = np.concatenate([ref.norms[row] for ref, row in zip(references, rows, strict=True)], axis=1)  # type: ignore[index]
+        priors = np.repeat(np.array([reference.prior for reference in references]), sizes, axis=0)
+        means, strengths = (np.tile(part, num_batches) for part in priors.T)
+        prior = (means, strengths) if baseline.uses_history else None
+        flat = baseline_advantages(rewards.ravel(), norms.ravel(), group.ravel(), prior)
+    advantages = flat.reshape(rewards.shape)
     group_sizes = torch.from_numpy(np.repeat(sizes, sizes))
     weights = torch.stack(
         [
@@ -344,7 +342,7 @@ def batch_gradients(
                 num_prompts=num_prompts,
                 num_rollouts=len(group_sizes),
                 num_tokens=int(batch.sum()),
-                max_response_length=MAX_RESPONSE_LENGTH,
+                max_response_length=TASKS[scale.task].max_response_length,
             )
             for batch in lengths
         ]
@@ -365,6 +363,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write the records to")
     parser.add_argument("--quick", action="store_true", help="a few prompts and rollouts: shows that it runs")
+    parser.add_argument("--task", choices=TASKS, default="arithmetic", help="whose policy and prompts")
+    parser.add_argument("--prompts", type=int, default=Scale.num_prompts, help="drawn at each checkpoint")
+    parser.add_argument("--references", type=int, default=Scale.num_references, help="rollouts of each of them")
     parser.add_argument("--seeds", type=int, default=Scale.num_seeds, help="uniform runs")
     parser.add_argument("--epochs", type=int, default=Scale.num_epochs, help="checkpoints of each, at least 2")
     parser.add_argument("--learning_rate", type=float, default=Scale.learning_rate, help="of the uniform runs")
@@ -372,20 +373,21 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.epochs < 2 or options.seeds < 1:
         parser.error("at least 2 epochs (16 earlier rollouts) of 1 seed are needed")
-    chosen = Scale(num_seeds=options.seeds, num_epochs=options.epochs, learning_rate=options.learning_rate)
-    scale = QUICK if options.quick else chosen
+    chosen = Scale(
+        num_seeds=options.seeds,
+        num_epochs=options.epochs,
+        num_prompts=options.prompts,
+        num_references=options.references,
+        learning_rate=options.learning_rate,
+    )
+    scale = replace(QUICK if options.quick else chosen, task=options.task)
     start = time.perf_counter()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with workers(1 if options.quick else options.processes) as run:
         runs = run(partial(train, scale=scale), range(scale.num_seeds))
         cells = list(run(partial(measure, scale=scale), [checkpoint for found in runs for checkpoint in found]))
     records = summarise(cells, scale)
-    print(
-        f"{scale.num_seeds} seeds (0 to {scale.num_seeds - 1}) × {scale.num_epochs} checkpoints × {scale.num_prompts} "
-        f"prompts × {scale.num_references} reference rollouts; learning rate {scale.learning_rate:g}; "
-        f"{platform.machine()} CPU, {options.processes} "
-        f"processes of one thread; torch {torch.__version__}; {time.perf_counter() - start:.0f} s"
-    )
+    print_header(scale, options.processes, time.perf_counter() - start)
     print_tables(cells, records, scale)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -25,10 +25,20 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.losses.advantages import RLOO
 from dynamo_lightning.policy.packing import MicroBatches
 from dynamo_lightning.rollout.exchange import spread_over_ranks
-from dynamo_lightning.types import Collected, GroupPlan, Outcome, Prompt, PromptBatch, Rollout, Score
+from dynamo_lightning.types import (
+    Collected,
+    GroupPlan,
+    Outcome,
+    Prompt,
+    PromptBatch,
+    Rollout,
+    RolloutBatch,
+    Score,
+)
 from dynamo_lightning.update.join import join
 
 NUM_PROMPTS, GROUP_SIZE, PROMPT_LENGTH = 512, 16, 100
@@ -51,7 +61,7 @@ def make_batch(mean_length: int, rank: int, num_processes: int) -> tuple[PromptB
             if (prompt.prompt_id * GROUP_SIZE + index) % num_processes == rank:
                 token_ids = generator.integers(0, 150_000, length, dtype=np.int32)
                 logprobs = np.full(length, -0.5, dtype=np.float32)
-                rollouts.append(Rollout(prompt, index, token_ids, logprobs, "x" * length, False))
+                rollouts.append(Rollout(prompt, index, token_ids, logprobs, "x" * length))
     return PromptBatch(0, [GroupPlan(prompt, GROUP_SIZE) for prompt in prompts]), outcomes, rollouts
 
 
@@ -112,8 +122,12 @@ def run_process(rank: int, num_processes: int, mean_length: int, port: int, path
 
     seconds, extra, own = measured(lambda: spread_over_ranks(rollouts, outcomes, batch.prompts, (4, 1)))
     note("exchange", seconds, extra, tokens(own))
-    collected = Collected((batch,), tuple(own), tuple(outcomes), own[0], 0, {})
-    seconds, extra, joined = measured(lambda: join(collected, RLOO()))
+
+    def group_and_join() -> RolloutBatch:
+        groups = make_groups(batch.plans, own, outcomes)
+        return join(Collected(batch.iteration, groups, own[0], 0, {}), RLOO())
+
+    seconds, extra, joined = measured(group_and_join)
     note("join", seconds, extra, tokens(own))
 
     def cut() -> int:

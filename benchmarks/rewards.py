@@ -64,7 +64,7 @@ class TimedMathReward(MathReward):
 
 def make_rollout(response: str, answer: str) -> Rollout:
     """A rollout of which only the texts matter."""
-    return Rollout(Prompt(0, "", "", (1,), answer), 0, (1,), (0.0,), response, False)
+    return Rollout(Prompt(0, "", "", (1,), answer), 0, (1,), (0.0,), response)
 
 
 def make_answers(generator: random.Random) -> list[str]:

@@ -206,7 +206,7 @@ def training_passes(folder: str, layout: str) -> list[float]:
     lengths = (512 * torch.rand(256, generator=generator) ** 3).ceil().long().clamp(1, 512).tolist()
     prompt = Prompt(0, "", "", (5,), "")
     rollouts = [
-        Rollout(prompt, i, tuple(torch.randint(3, 60, (length,), generator=generator).tolist()), (), "", False)
+        Rollout(prompt, i, tuple(torch.randint(3, 60, (length,), generator=generator).tolist()), (), "")
         for i, length in enumerate(lengths)
     ]
     order = torch.randperm(len(rollouts), generator=generator).tolist()

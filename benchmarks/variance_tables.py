@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,11 +10,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 
 from dynamo_lightning.allocation import (
     AllocationRule,
     ArcsineKalman,
     BetaPosterior,
+    LogitFilter,
     PaperBernoulli,
     ProportionalRule,
     RLOORule,
@@ -28,6 +31,7 @@ LEARNERS: dict[str, tuple[Callable[[], VarianceEstimator], AllocationRule]] = {
     "beta_posterior": (partial(BetaPosterior, half_life=100), RLOORule()),
     "arcsine_kalman": (ArcsineKalman, RLOORule()),
     "paper_bernoulli": (PaperBernoulli, ProportionalRule()),
+    "filter": (LogitFilter, RLOORule()),
 }
 ARMS = ("uniform", *LEARNERS, "oracle", "oracle_gradient", "random_matched")
 KINDS = {
@@ -57,6 +61,7 @@ class Scale:
     num_resamples: int = 2000
     max_train_prompts: int | None = None
     learning_rate: float = 3e-5
+    task: str = "arithmetic"
 
 
 QUICK = Scale(1, 2, 8, 32, 16, 256, 100, max_train_prompts=32)
@@ -133,13 +138,18 @@ def relative_bias(squares: list[float], num_resamples: int) -> tuple[float, floa
     return float(mean), float(low), float(high)
 
 
+def arms_of(mode: str, cells: list[Measurement]) -> list[str]:
+    """Arms that were measured in a mode, those of baselines last."""
+    return list(dict.fromkeys(arm for cell in cells for found, arm in cell.deviations if found == mode))
+
+
 def summarise(cells: list[Measurement], scale: Scale) -> list[dict[str, Any]]:
     """The headline: a record for each mode and arm, over checkpoints with 16 or more earlier rollouts."""
     cells = [cell for cell in cells if cell.history >= 16]
     records = []
     for mode in MODES:
-        for arm in ARMS:
-            exact = mode == "rloo+prompt_mean"
+        for arm in arms_of(mode, cells):
+            exact = mode == "rloo+prompt_mean" and arm in ARMS
             values, uniform = (
                 [cell.variances("gradient", 0, name) if exact else cell.deviations[mode, name] for cell in cells]
                 for name in (arm, "uniform")
@@ -177,6 +187,15 @@ def print_exact(cells: list[Measurement], kind: str, setting: int, scale: Scale)
             for group in groups.values()
         ]
         print(f"{arm:16}" + "".join(f"{shown(*ratio):>24}" for ratio in ratios))
+
+
+def print_header(scale: Scale, num_processes: int, seconds: float) -> None:
+    """Print what was measured and on what."""
+    print(
+        f"{scale.task}: {scale.num_seeds} seeds (from 0) × {scale.num_epochs} checkpoints × {scale.num_prompts} "
+        f"prompts × {scale.num_references} reference rollouts; learning rate {scale.learning_rate:g}; "
+        f"{platform.machine()} CPU, {num_processes} processes of one thread; torch {torch.__version__}; {seconds:.0f} s"
+    )
 
 
 def print_tables(cells: list[Measurement], records: list[dict[str, Any]], scale: Scale) -> None:

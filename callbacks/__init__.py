@@ -4,6 +4,8 @@ from dynamo_lightning.callbacks.benchmark_report import BenchmarkReport
 from dynamo_lightning.callbacks.checkpoint import IterationCheckpoint
 from dynamo_lightning.callbacks.entropy_spikes import EntropySpikeMonitor
 from dynamo_lightning.callbacks.gradient_stability import GradientStabilityMonitor
+from dynamo_lightning.callbacks.group_table import GroupTable
+from dynamo_lightning.callbacks.key_plots import KeyPlots
 from dynamo_lightning.callbacks.learning_signal import LearningSignalMonitor
 from dynamo_lightning.callbacks.modulation_histograms import ModulationHistograms
 from dynamo_lightning.callbacks.predictions import PredictionWriter
@@ -17,7 +19,9 @@ __all__ = [
     "BenchmarkReport",
     "EntropySpikeMonitor",
     "GradientStabilityMonitor",
+    "GroupTable",
     "IterationCheckpoint",
+    "KeyPlots",
     "LearningSignalMonitor",
     "ModulationHistograms",
     "PredictionWriter",

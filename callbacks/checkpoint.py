@@ -34,34 +34,8 @@ from torch.distributed.checkpoint import CheckpointException
 from dynamo_lightning.callbacks.deferred_signals import DeferredSignals
 from dynamo_lightning.distributed import stop_together
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.files import delete, partial_path, publish
 from dynamo_lightning.runs.csv_log import AppendingCSVLogger
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _delete(path: Path) -> None:
-    if _is_folder(path):
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def publish(source: Path, target: Path) -> None:
-    """Renames a finished file, folder or link over whatever bears the target's name.
-
-    Files and links are exchanged in one step. A folder cannot replace anything in one step: the old one is moved aside
-    first, so that it is still there, whole, if we are killed in between.
-    """
-    if _is_folder(target) or (_is_folder(source) and (target.exists() or target.is_symlink())):
-        aside = target.with_name(f"{target.name}.old")
-        _delete(aside)
-        target.rename(aside)
-        source.rename(target)
-        _delete(aside)
-    else:
-        os.replace(source, target)
 
 
 class IterationCheckpoint(ModelCheckpoint):
@@ -254,9 +228,9 @@ class IterationCheckpoint(ModelCheckpoint):
         if "://" in filepath:  # a remote store has its own transactions
             super()._save_checkpoint(trainer, filepath)
             return
-        partial, final = Path(f"{filepath}.partial"), Path(filepath)
+        partial, final = partial_path(Path(filepath)), Path(filepath)
         if trainer.is_global_zero:
-            _delete(partial)  # of an earlier run that was killed
+            delete(partial)  # of an earlier run that was killed
         trainer.strategy.barrier("IterationCheckpoint.clear")
         problem = ""
         try:
@@ -284,8 +258,8 @@ class IterationCheckpoint(ModelCheckpoint):
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
         if trainer.is_global_zero:
-            partial = Path(f"{linkpath}.partial")
-            _delete(partial)
+            partial = partial_path(Path(linkpath))
+            delete(partial)
             partial.symlink_to(os.path.relpath(filepath, os.path.dirname(linkpath)))
             publish(partial, Path(linkpath))
         trainer.strategy.barrier("IterationCheckpoint.link")

@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from dynamo_lightning.allocation.outcomes import group_rewards
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.training_metrics import group_rewards
 
 
 class LearningSignalMonitor(Callback):

@@ -12,9 +12,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from dynamo_lightning import report
 from dynamo_lightning.runs.commands import commands
-from dynamo_lightning.training_metrics import LAST_ITERATIONS, mean_metrics
+from dynamo_lightning.runs.curves import PANELS, draw_curves
+from dynamo_lightning.runs.summary import LAST_ITERATIONS, mean_metrics, write_summary
+from dynamo_lightning.runs.table import print_summary
 
 
 class RunReport(Callback):
@@ -73,7 +74,7 @@ class RunReport(Callback):
         current = monitored | {name: float(value) for name, value in record.metrics.items()}
         self.recent = [*self.recent, (len(record.outcomes), current)][-LAST_ITERATIONS:]
         self.iterations.append(record.batch.iteration + 1)
-        drawn = {name for _, lines in report.PANELS for name in lines}
+        drawn = {name for _, lines in PANELS for name in lines}
         for name in drawn & current.keys():
             curve = self.history.setdefault(name, [math.nan] * (len(self.iterations) - 1))
             curve.append(current[name])
@@ -145,13 +146,13 @@ class RunReport(Callback):
             "counts": self.counts,
         }
         if not self._is_new:  # a finished run was resumed: its files are as they were
-            report.print_summary(summary)
+            print_summary(summary)
             return
-        report.write_summary(Path(folder, "summary.json"), summary)
-        report.draw_curves(Path(folder, "curves.png"), self.iterations, self.history, self.validations)
+        write_summary(Path(folder, "summary.json"), summary)
+        draw_curves(Path(folder, "curves.png"), self.iterations, self.history, self.validations)
         names = ("summary.json", "curves.png", "metrics.csv", "rollouts.jsonl")
         written = [os.path.join(folder, name) for name in names if os.path.exists(os.path.join(folder, name))]
-        report.print_summary(summary, [*written, checkpoint] if checkpoint else written)
+        print_summary(summary, [*written, checkpoint] if checkpoint else written)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything collected, as primitives: restricted loading of checkpoints takes nothing else."""

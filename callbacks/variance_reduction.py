@@ -10,16 +10,19 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from dynamo_lightning.allocation.allocate import best_variance_ratio, sample_bernoulli_variance, variance_ratio
 from dynamo_lightning.distributed import derive_seed, gather_objects, run_seed
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.measure.moments import group_variances
 from dynamo_lightning.measure.scores import head_scores
+from dynamo_lightning.measure.used_advantage import VarianceSplit, noise_hint, used_contribution, variance_split
 from dynamo_lightning.types import IterationRecord, Rollout
 
 
@@ -90,6 +93,38 @@ def measured_variances(
     return float(own), float(equal)
 
 
+def measured_split(
+    record: IterationRecord, scores: Mapping[tuple[int, int], np.ndarray], prompt_ids: list[int]
+) -> VarianceSplit:
+    """The variance of the gradient that was used, and what the advantage and the sizes have to do with it.
+
+    Called on every rank: the advantages of all ranks are gathered.
+
+    Args:
+        record: The iteration, with the rollouts as they were trained on.
+        scores: Score of each of the prompts' rollouts by `(prompt_id, sample_index)`, `[num_projections]` each.
+        prompt_ids: Measured prompts, with two outcomes or more each.
+    """
+    assert record.trained is not None
+    own = zip((rollout.key for rollout in record.trained.rollouts), record.trained.advantages.tolist(), strict=True)
+    advantages = dict(gather_objects(list(own)))
+    outcomes: dict[int, list[Any]] = defaultdict(list)
+    for outcome in record.outcomes:
+        outcomes[outcome.prompt_id].append(outcome)
+    counts = [len(group) for group in outcomes.values() if len(group) >= 2]
+    mean_size = float(np.mean(counts)) if counts else 0.0
+    unseen = {plan.prompt.prompt_id for plan in record.batch.plans if plan.unseen}
+    groups = []
+    for prompt_id in prompt_ids:
+        group = outcomes[prompt_id]
+        vectors = np.stack([scores[outcome.key] for outcome in group])
+        sizes = [len(group), mean_size]
+        placed, equal = group_variances([outcome.score.reward for outcome in group], vectors, sizes)
+        used = used_contribution(np.array([advantages[outcome.key] for outcome in group]), vectors)
+        groups.append((*used, placed, equal, prompt_id in unseen))
+    return variance_split(groups, mean_size)
+
+
 class VarianceReductionMonitor(Callback):
     """Logs `alloc/{predicted,best,realised,measured}_variance_ratio`; the first in the progress bar too.
 
@@ -102,8 +137,20 @@ class VarianceReductionMonitor(Callback):
     logged as `alloc/measure_seconds`, 0 in iterations without a measurement, so that its mean is the cost per
     iteration; it is bounded, for at most `num_measured_prompts` groups go through the policy.
 
-    What it leaves out: layers below the head; advantages other than leave-one-out and token-level modulation, which
-    have another variance; and that the policy has just moved by one iteration's update when the callback is called.
+    The same scores, times the advantages that the rollouts were really trained with, give the variance of the gradient
+    that was used, see `dynamo_lightning.measure.used_advantage`, pooled in the same way:
+
+    - `alloc/total_variance_ratio`, its variance relative to leave-one-out advantages and equal groups; the product of
+      `alloc/baseline_variance_ratio` (what the advantage changes, at the same sizes) and of what the sizes change:
+      `alloc/placing_variance_ratio` among prompts with earlier rollouts and `alloc/cold_start_variance_ratio` among
+      unseen ones. Only for advantages that leave the gradient unbiased, for others scale it;
+    - `noise/scale_rollouts`, the gradient noise scale tr Σ/‖∇J‖² (McCandlish et al., 2018, arXiv 1812.06162) in
+      rollouts, prompts drawn anew: in a batch of so many, noise and gradient are equally long. It is logged once
+      ‖∇J‖² is distinguishable from 0, and a line in words says how the batch compares (`noise/batch_share`, batch
+      over scale) whenever the answer changes.
+
+    What it leaves out: layers below the head; token-level modulation; groups of one rollout, which have no
+    leave-one-out gradient; and that the policy has just moved by one iteration's update when the callback is called.
 
     An iteration in which a ratio is undefined (all groups all right or all wrong) does not log it. All ranks take part
     in a measurement, with equally many forward passes, and log the same.
@@ -140,6 +187,8 @@ class VarianceReductionMonitor(Callback):
         self.num_measured_prompts = num_measured_prompts
         self.num_projections = num_projections
         self._measurements: deque[tuple[float, float]] = deque(maxlen=num_pooled)
+        self._splits: deque[VarianceSplit] = deque(maxlen=num_pooled)
+        self._said = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over the data module's threshold; refuse what cannot be measured.
@@ -174,6 +223,7 @@ class VarianceReductionMonitor(Callback):
             own, equal = np.sum([*self._measurements, (0.0, 0.0)], axis=0)
             if equal > 0:
                 ratios["alloc/measured_variance_ratio"] = float(own / equal)
+            ratios.update(self._split_ratios(record, pl_module))
         for name, ratio in ratios.items():
             shown = name == "alloc/predicted_variance_ratio"
             pl_module.log(name, ratio, on_step=True, on_epoch=False, prog_bar=shown)
@@ -185,6 +235,24 @@ class VarianceReductionMonitor(Callback):
         scores = self._scores(trainer, pl_module, record, set(prompt_ids), seed)
         if prompt_ids:
             self._measurements.append(measured_variances(record, scores, prompt_ids))
+        if record.trained is not None:
+            self._splits.append(measured_split(record, scores, prompt_ids))
+
+    def _split_ratios(self, record: IterationRecord, pl_module: Any) -> dict[str, float]:
+        """Ratios and noise scale of the pooled measurements; says how the batch compares if that has changed."""
+        if not self._splits:
+            return {}
+        total = VarianceSplit.pooled(self._splits)
+        is_unbiased = bool(getattr(getattr(getattr(pl_module, "loss", None), "advantage", None), "is_unbiased", False))
+        ratios = total.ratios() if is_unbiased else {}
+        if (scale := total.noise_scale()) is not None:
+            num_rollouts = len(record.outcomes)
+            ratios |= {"noise/scale_rollouts": scale, "noise/batch_share": num_rollouts / scale}
+            kind, text = noise_hint(num_rollouts, scale)
+            if kind != self._said:
+                rank_zero_info(text)
+            self._said = kind
+        return ratios
 
     def _sample(self, record: IterationRecord, seed: int) -> list[int]:
         """Prompts to measure, the same on every rank: of those with two outcomes or more."""
@@ -202,14 +270,14 @@ class VarianceReductionMonitor(Callback):
         own = [rollout for rollout in record.rollouts if rollout.prompt.prompt_id in prompt_ids]
         prompt = record.batch.prompts[0]
         # The filler never counts.
-        spare = Rollout(prompt, 0, np.array(prompt.token_ids[-1:]), np.zeros(1, dtype=np.float32), "", False)
+        filler = Rollout(prompt, 0, np.array(prompt.token_ids[-1:]), np.zeros(1, dtype=np.float32), "")
         policy, was_training = pl_module.policy, pl_module.policy.training
         policy.eval()
         with trainer.precision_plugin.forward_context():
             projected = head_scores(
                 policy,
                 own,
-                spare,
+                filler,
                 pl_module.update_config,
                 temperature=pl_module.sampling.temperature,
                 num_projections=self.num_projections,
@@ -221,9 +289,12 @@ class VarianceReductionMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The pooled measurements."""
-        return {"measurements": [list(pair) for pair in self._measurements]}
+        splits = {"splits": [list(astuple(split)) for split in self._splits]} if self._splits else {}
+        return {"measurements": [list(pair) for pair in self._measurements], **splits}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the pooled measurements of a checkpoint."""
         self._measurements.clear()
         self._measurements.extend((own, equal) for own, equal in state_dict["measurements"])
+        self._splits.clear()
+        self._splits.extend(VarianceSplit(*numbers) for numbers in state_dict.get("splits", []))

@@ -143,7 +143,7 @@ def own_dataclasses(typehint: Any) -> list[type]:
 
 def choices() -> dict[str, dict[str, type]]:
     """Options that choose a class of the library: by option the classes, by short name."""
-    from dynamo_lightning.suggestions import choices_by_option
+    from dynamo_lightning.runs.class_names import choices_by_option
 
     found: dict[str, dict[str, type]] = {}
     for option, paths in choices_by_option(parser_of("fit")).items():

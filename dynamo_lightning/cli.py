@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from argparse import ArgumentError, ArgumentParser
+from argparse import ArgumentError
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,6 @@ from dynamo_lightning.data.literal_text import keep_text_literal, literal_argume
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.errors import MissingFileError, RunError, UserError
 from dynamo_lightning.module import PolicyModule
-from dynamo_lightning.report import compare
 from dynamo_lightning.runs.choice import (
     APPENDING_CSV,
     check_checkpoint_folders,
@@ -38,17 +37,18 @@ from dynamo_lightning.runs.choice import (
     is_first_rank,
     point_loggers,
 )
-from dynamo_lightning.runs.config import RunConfig, readable_config
-from dynamo_lightning.runs.exports import already_exported, check_empty, record_export
-from dynamo_lightning.runs.folder import RunFolder
-from dynamo_lightning.runs.progress import finished_iterations, reason_to_stop
-from dynamo_lightning.suggestions import (
+from dynamo_lightning.runs.class_names import (
     choices_by_option,
     config_with_class_paths,
     did_you_mean,
     nearest,
     with_class_paths,
 )
+from dynamo_lightning.runs.config import RunConfig, readable_config
+from dynamo_lightning.runs.exports import already_exported, check_empty, record_export
+from dynamo_lightning.runs.folder import RunFolder
+from dynamo_lightning.runs.progress import finished_iterations, reason_to_stop
+from dynamo_lightning.runs.report import report
 from dynamo_lightning.warm_start import Demonstrations, warm_start
 
 LOGGERS = (APPENDING_CSV, "lightning.pytorch.loggers.TensorBoardLogger")
@@ -71,7 +71,7 @@ OVERVIEW = {
     "test": "Evaluate a policy on the test data.",
     "predict": "Write responses to prompts and their rewards.",
     "export": "Write the policy of a checkpoint as a folder that transformers and vLLM load.",
-    "report": "Put finished runs side by side.",
+    "report": "Put runs side by side, in the terminal or as a page (--output report.html).",
 }
 """Short descriptions for `--help` of commands whose own descriptions are longer."""
 CALLBACKS = (
@@ -81,6 +81,8 @@ CALLBACKS = (
     "VarianceReductionMonitor",
     "ModulationHistograms",
     "RolloutTable",
+    "GroupTable",
+    "KeyPlots",
     "PredictionWriter",
     "BenchmarkReport",
     "ThroughputMonitor",
@@ -325,7 +327,7 @@ class DynamoCLI(LightningCLI):
 
 def print_overview(given: list[str]) -> None:
     """Answer `--help`, `--version` and a command that does not exist, without the seconds that all parsers take."""
-    commands = {name: getattr(DynamoTrainer, name) for name in SUBCOMMANDS} | {"report": compare}
+    commands = {name: getattr(DynamoTrainer, name) for name in SUBCOMMANDS} | {"report": report}
     first = given[0] if given else ""
     if first in commands or (first.startswith("-") and first not in ("-h", "--help", "--version")):
         return
@@ -366,11 +368,7 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
     with ExitStack() as cleanup:
         try:
             if isinstance(given, list) and given[:1] == ["report"]:
-                parser = ArgumentParser(prog="python -m dynamo_lightning report", description="Put runs side by side.")
-                parser.add_argument(
-                    "run_folders", nargs="+", help="Log folders of finished runs, with a summary.json each."
-                )
-                compare(parser.parse_args(given[1:]).run_folders)
+                report(given[1:])
                 return None
             return DynamoCLI(
                 chosen=str(given[0]) if isinstance(given, list) and given else None,

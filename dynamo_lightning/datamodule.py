@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -19,6 +20,8 @@ from dynamo_lightning.allocation.allocate import Cost
 from dynamo_lightning.allocation.allocator import Allocator
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators import BetaPosterior, VarianceEstimator
+from dynamo_lightning.allocation.groups import make_groups
+from dynamo_lightning.allocation.plans import batch_of_state, batch_state
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
 from dynamo_lightning.allocation.statistics import PromptStatistics
 from dynamo_lightning.data.mixture import Mixture
@@ -31,7 +34,7 @@ from dynamo_lightning.policy.loading import PolicyConfig, load_tokenizer
 from dynamo_lightning.rewards.columns import check_answer, check_columns
 from dynamo_lightning.rewards.reward import Reward
 from dynamo_lightning.runs.hyperparameters import save_arguments
-from dynamo_lightning.types import GroupPlan, Outcome, Prompt, PromptBatch
+from dynamo_lightning.types import GroupPlan, Outcome, PilotBaseline, Prompt, PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +64,9 @@ class RolloutDataModule(L.LightningDataModule):
         estimator: How success rates are estimated from past outcomes.
         cost: What the budget counts: `rollouts`, or expected `tokens`, which buys the most variance for each of them.
         pilot: Rollouts that every prompt gets first; the rest is allocated by what they show. 0 switches it off.
+        pilot_baseline: What a pilot's and its commit's rollouts are compared with: those of the same part (`separate`),
+            those of both parts as far as the gradient stays unbiased (`cross`), or all others of the prompt (`pooled`,
+            which biases the gradient).
         accept_skip_bias: Allow `min_rollouts: 0` with a rule whose gradient is unbiased only if no prompt is skipped.
         success_threshold: Rewards at or above this value count as success in the statistics and in pass@k.
         eval_prompts_per_batch: Prompts of one evaluation step.
@@ -87,6 +93,7 @@ class RolloutDataModule(L.LightningDataModule):
         estimator: VarianceEstimator = lazy_instance(BetaPosterior),
         cost: Cost = "rollouts",
         pilot: int = 0,
+        pilot_baseline: PilotBaseline = "separate",
         accept_skip_bias: bool = False,
         success_threshold: float = 0.5,
         eval_prompts_per_batch: int = 64,
@@ -119,13 +126,27 @@ class RolloutDataModule(L.LightningDataModule):
         self.min_rollouts = min_rollouts if min_rollouts is not None else max(2, rollouts_per_prompt // 4)
         self.max_rollouts = max_rollouts if max_rollouts is not None else 3 * rollouts_per_prompt
         self.pilot = pilot
+        self.pilot_baseline = pilot_baseline
+        if pilot and pilot_baseline == "pooled":
+            rank_zero_warn(
+                f"data.pilot_baseline=pooled with data.pilot={pilot}: the gradient is biased, by a few percent of its "
+                "length in simulation, for the pilot's outcomes decide how many rollouts dilute them; "
+                "data.pilot_baseline=cross has part of the gain without bias"
+            )
         self.success_threshold = success_threshold
         self.eval_prompts_per_batch = eval_prompts_per_batch
         self.eval_rollouts_per_prompt = eval_rollouts_per_prompt
         self.drop_last = drop_last
         self.allocator = Allocator(
             RolloutBudget(
-                rollouts_per_prompt, self.min_rollouts, self.max_rollouts, rule, cost, pilot, accept_skip_bias
+                rollouts_per_prompt,
+                self.min_rollouts,
+                self.max_rollouts,
+                rule,
+                cost,
+                pilot,
+                pilot_baseline,
+                accept_skip_bias,
             ),
             estimator,
             success_threshold,
@@ -133,6 +154,7 @@ class RolloutDataModule(L.LightningDataModule):
         self._prompts: dict[str, list[list[Prompt]]] = {}
         self._stream: PromptStream | None = None
         self._restored_position: dict[str, Any] | None = None
+        self._in_flight: dict[int, PromptBatch] = {}
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -276,7 +298,25 @@ class RolloutDataModule(L.LightningDataModule):
     # --- allocation ---------------------------------------------------------------------------------------------------
 
     def _training_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
+        """The batch that is due: as it was planned when its rollouts were begun, or planned now."""
+        planned = self._in_flight.pop(iteration, None)
+        if planned is not None and [plan.prompt for plan in planned.plans] == list(prompts):
+            return planned
         return PromptBatch(iteration, self.allocator.plan(prompts, iteration))
+
+    def upcoming(self, count: int) -> list[PromptBatch]:
+        """The next batches of this epoch, at most `count`; each is planned once, and comes as it was planned."""
+        assert self._stream is not None
+        ahead = copy.copy(self._stream)  # with a place of its own
+        ahead.make_batch = partial(self._planned_batch, now=self._stream.iteration - 1)
+        return list(islice(ahead, min(count, len(ahead) - ahead.step)))
+
+    def _planned_batch(self, iteration: int, prompts: Sequence[Prompt], now: int) -> PromptBatch:
+        planned = self._in_flight.get(iteration)
+        if planned is None or [plan.prompt for plan in planned.plans] != list(prompts):
+            # What is sampled by the weights of iteration `now` has the success rates of then.
+            self._in_flight[iteration] = PromptBatch(iteration, self.allocator.plan(prompts, now))
+        return self._in_flight[iteration]
 
     def parts(self, batch: PromptBatch) -> Iterator[PromptBatch]:
         """The batch itself; with a pilot, then the commit groups that the pilot's outcomes lead to.
@@ -298,23 +338,19 @@ class RolloutDataModule(L.LightningDataModule):
         prompts = self._stream.take(count)
         return self._training_batch(iteration, prompts) if prompts else None
 
-    def peek(self) -> PromptBatch | None:
-        """The next batch of this epoch as it will come if nothing is observed in between; none at the epoch's end."""
-        assert self._stream is not None
-        ahead = copy.copy(self._stream)  # with a place of its own
-        return next(iter(ahead), None) if ahead.step < len(ahead) else None
-
     def _evaluation_batch(self, iteration: int, prompts: Sequence[Prompt]) -> PromptBatch:
         return PromptBatch(iteration, tuple(GroupPlan(prompt, self.eval_rollouts_per_prompt) for prompt in prompts))
 
-    def observe(self, batch: PromptBatch, outcomes: Sequence[Outcome]) -> None:
+    def observe(self, batch: PromptBatch, outcomes: Sequence[Outcome], sampled_at: int | None = None) -> None:
         """Learn from the outcomes of a batch: the same ones, of all ranks, on every rank.
 
         Args:
             batch: The batch they belong to.
             outcomes: Its scored rollouts in any order; joined by prompt id.
+            sampled_at: RL iteration whose weights sampled them; `None` is the batch's own.
         """
-        self.allocator.observe(batch.plans, outcomes, batch.iteration)
+        groups = make_groups(batch.plans, (), outcomes)
+        self.allocator.observe(groups, batch.iteration if sampled_at is None else sampled_at)
 
     def _fingerprint(self) -> dict[str, int]:
         """Number and order-dependent checksum of the training prompts; empty before they are loaded."""
@@ -328,7 +364,12 @@ class RolloutDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Statistics and stream position: tensors and primitives only."""
         position = self._stream.state_dict() if self._stream is not None else self._restored_position
-        return {"statistics": self.allocator.state_dict(), "stream": position or {}, "prompts": self._fingerprint()}
+        return {
+            "statistics": self.allocator.state_dict(),
+            "stream": position or {},
+            "prompts": self._fingerprint(),
+            "in_flight": [batch_state(batch) for batch in self._in_flight.values()],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; Lightning does not restore a loader's position after an epoch's end.
@@ -345,5 +386,8 @@ class RolloutDataModule(L.LightningDataModule):
                 "what it knows of prompts that are in both is kept, and the pass goes on at the same position"
             )
         self._restored_position = state_dict["stream"] or None
+        by_id = {prompt.prompt_id: prompt for prompts in self._prompts.get("train", []) for prompt in prompts}
+        batches = (batch_of_state(state, by_id) for state in state_dict.get("in_flight", []))
+        self._in_flight = {batch.iteration: batch for batch in batches if batch is not None}
         if self._stream is not None and self._restored_position is not None:
             self._stream.load_state_dict(self._restored_position)

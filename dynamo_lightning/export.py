@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from dynamo_lightning.checkpoints import read_weights, shapes_of
 from dynamo_lightning.errors import RunError, UserError
+from dynamo_lightning.files import folder_written_atomically
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.policy.logits import own_logits
 from dynamo_lightning.policy.lora import merged_parameters
@@ -60,15 +59,10 @@ def export_policy(
     if model.policy_config.lora is not None:
         policy = merged_policy(model, policy)
     torch.nn.Module.to(policy, own_type if dtype is None else getattr(torch, dtype))
-    partial = target.with_name(f"{target.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    policy.save_pretrained(partial)
-    model.tokenizer.save_pretrained(partial)
-    check_export(partial, model.policy_config, policy.config._attn_implementation, expected)
-    if target.exists():
-        target.rmdir()
-    os.replace(partial, target)
+    with folder_written_atomically(target) as partial:
+        policy.save_pretrained(partial)
+        model.tokenizer.save_pretrained(partial)
+        check_export(partial, model.policy_config, policy.config._attn_implementation, expected)
 
 
 def merged_policy(model: PolicyModule, policy: PreTrainedModel) -> PreTrainedModel:
@@ -107,7 +101,7 @@ def check_export(folder: Path, config: PolicyConfig, kernel: str, expected: Tens
         expected: The trained policy's `probe_logits`.
 
     Raises:
-        RunError: If the difference is more than rounding to the written type explains; the folder is removed.
+        RunError: If the difference is more than rounding to the written type explains.
     """
     from transformers import AutoModelForCausalLM
 
@@ -117,7 +111,6 @@ def check_export(folder: Path, config: PolicyConfig, kernel: str, expected: Tens
     difference = float((probe_logits(written) - expected).norm() / expected.norm().clamp(min=1e-30))
     limit = EXPORT_TOLERANCE[max(written.dtype, config_dtype(config, written), key=lambda kind: torch.finfo(kind).eps)]
     if not difference <= limit:
-        shutil.rmtree(folder)
         raise RunError(
             f"the exported policy's logits differ from the trained policy's by {difference:.1e} of their size (at most "
             f"{limit:.0e} is allowed for {written.dtype}): nothing was written to output_dir; "

@@ -30,7 +30,9 @@ from dynamo_lightning.allocation.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.checkpoints import check_shapes, shapes_of
 from dynamo_lightning.engines.engine import Engine, SamplingConfig
 from dynamo_lightning.engines.offload import OptimizerOffload
+from dynamo_lightning.engines.renamed import warn_once
 from dynamo_lightning.engines.transformers import TransformersEngine
+from dynamo_lightning.environments import Environment, SingleTurn
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.evaluation.benchmarks import EvaluationConfig
 from dynamo_lightning.evaluation.loops import EvaluationLoops
@@ -46,16 +48,22 @@ from dynamo_lightning.rewards.combined import RewardLike, as_reward
 from dynamo_lightning.rewards.math import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.rollout.collect import RolloutCollector
+from dynamo_lightning.rollout.source import Actor, RolloutSource
 from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of_left_out
 from dynamo_lightning.runs.progress import keep_counters, mend_epochs
 from dynamo_lightning.runs.schedule import apply_options
-from dynamo_lightning.runs.trainer_checks import check_data_module, check_trainer, check_validation_interval
+from dynamo_lightning.runs.trainer_checks import (
+    check_data_module,
+    check_number_of_responses,
+    check_trainer,
+    check_validation_interval,
+)
 from dynamo_lightning.types import Collected, PromptBatch
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
 from dynamo_lightning.update.plan import passes_per_rollout
 from dynamo_lightning.update.record import iteration_record
-from dynamo_lightning.update.sampling_check import sampling_tolerance
+from dynamo_lightning.update.sampling_check import sampling_tolerance, takes_engine_statistics
 from dynamo_lightning.update.settings import UpdateSettings
 from dynamo_lightning.update.steps import TrainedPolicy
 from dynamo_lightning.update.updater import PolicyUpdater
@@ -92,8 +100,11 @@ class PolicyModule(EvaluationLoops):
         updates: Options of training on a batch of rollouts.
         dynamic_sampling: Go on with further prompts of the epoch until enough groups have a signal (DAPO); `null`
             takes each batch as it is.
-        one_step_off: Sample the next batch while the policy learns from the running one, from weights that are one RL
-            iteration old then; only with a generator whose engine runs elsewhere, such as `VLLMServerEngine`.
+        environment: What answers the policy's responses; by default nothing, each rollout is one response.
+        max_staleness: RL iterations that the weights which sample a batch may be older than those that are trained on
+            it. From 1 on a generator whose engine runs elsewhere, such as `VLLMServerEngine`, samples while the policy
+            is trained; others sample the same data without gaining time.
+        one_step_off: Old name of `max_staleness: 1`.
         optimizer: The optimizer; on the command line it is `--optimizer`.
         lr_scheduler: The learning rate schedule, stepped with the optimizer; on the command line `--lr_scheduler`.
         gradient_clip_val: Total gradient norm above which gradients are scaled down; `null` never does.
@@ -113,7 +124,9 @@ class PolicyModule(EvaluationLoops):
         loss: PolicyLoss = PolicyLoss(),
         updates: UpdateConfig = UpdateConfig(),
         dynamic_sampling: DynamicSamplingConfig | None = None,
-        one_step_off: bool = False,
+        environment: Environment = lazy_instance(SingleTurn),
+        max_staleness: int = 0,
+        one_step_off: bool | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.1),
         lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip_val: float | None = 1.0,
@@ -123,7 +136,7 @@ class PolicyModule(EvaluationLoops):
     ) -> None:
         super().__init__()
         save_arguments(self, locals())
-        reward = eager(reward)  # it goes to other processes
+        reward, environment = eager(reward), eager(environment)  # they go to other processes, or are copied
         if gradient_clip_val is not None and gradient_clip_val <= 0:
             raise UserError(f"model.gradient_clip_val must be positive or null, got {gradient_clip_val}")
         if eval_temperature < 0:
@@ -134,29 +147,32 @@ class PolicyModule(EvaluationLoops):
                 f"{loss.kl_coefficient}: without its adapters the policy would be its own reference, but for trained "
                 "biases: set bias to none"
             )
-        if one_step_off and not generator.works_ahead:
+        if one_step_off is not None:
+            warn_once("model.one_step_off", f"model.max_staleness={int(one_step_off)}")
+            max_staleness = max(max_staleness, int(one_step_off))
+        if max_staleness < 0:
+            raise UserError(f"model.max_staleness must not be negative, got {max_staleness}")
+        if max_staleness and dynamic_sampling is not None:
             raise UserError(
-                "model.one_step_off=true needs a generator that works beside the update, which this model.generator "
-                "does not: use dynamo_lightning.engines.vllm.server.VLLMServerEngine"
+                f"model.max_staleness={max_staleness} does not go with model.dynamic_sampling: set it to 0, or "
+                "dynamic_sampling to null"
             )
-        if one_step_off and dynamic_sampling is not None:
-            raise UserError("model.one_step_off=true does not go with model.dynamic_sampling: set one of them to null")
-        self.one_step_off = one_step_off
         self.automatic_optimization = False
         self.model_name = model_name
         self.policy_config = policy
         self.sampling = sampling
         self.reward = as_reward(reward)
         scorer = RewardScorer(self.reward, scoring, sampling.max_response_length)
-        passes = passes_per_rollout(loss, updates, generator.uses_external_engine)
-        self.collector = RolloutCollector(generator, scorer, sampling, passes, dynamic_sampling)
+        # Rollouts of older weights are corrected like those of another engine: by one importance weight for both.
+        is_external = generator.uses_external_engine or max_staleness > 0
+        passes = passes_per_rollout(loss, updates, is_external)
+        self.collector = RolloutCollector(generator, environment, scorer, sampling, passes, dynamic_sampling)
+        self.source = RolloutSource(self.collector, max_staleness)
         self.optimizer_offload = OptimizerOffload()
         self.loss = loss
         self.update_config = updates
         settings = UpdateSettings(loss, sampling.max_response_length, updates, sampling.temperature)
-        settings = replace(
-            settings, uses_external_engine=generator.uses_external_engine, gradient_clip_val=gradient_clip_val
-        )
+        settings = replace(settings, uses_external_engine=is_external, gradient_clip_val=gradient_clip_val)
         self.updater = PolicyUpdater(settings)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -203,8 +219,12 @@ class PolicyModule(EvaluationLoops):
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
         check_data_module(self.trainer)
-        if self.one_step_off and self.datamodule.pilot:
-            raise UserError(f"model.one_step_off=true does not go with data.pilot={self.datamodule.pilot}: set it to 0")
+        if self.source.max_staleness and self.datamodule.pilot:
+            raise UserError(
+                f"model.max_staleness={self.source.max_staleness} does not go with data.pilot={self.datamodule.pilot}: "
+                "set one of them to 0"
+            )
+        self.loss.check_pilot(self.datamodule.pilot)
         if self.collector.generator.uses_external_engine and isinstance(self.trainer.strategy, FSDPStrategy):
             raise UserError(
                 "trainer.strategy fsdp (FSDP1) does not go with model.generator="
@@ -219,16 +239,9 @@ class PolicyModule(EvaluationLoops):
             self.check_fit_options()
         self.collector.scorer.start()
         self.datamodule.check_reward(self.reward)
-        num_samples = self.datamodule.eval_rollouts_per_prompt
-        for option, ks in (
-            ("model.pass_at_k", self.pass_at_k),
-            ("model.evaluation.maj_at_k", self.evaluation.maj_at_k),
-        ):
-            if stage in ("validate", "test", "fit") and ks and not 1 <= min(ks) <= max(ks) <= num_samples:
-                raise UserError(
-                    f"{option}={ks} needs at least {max(ks)} responses for each prompt and every k at least 1, but "
-                    f"data.eval_rollouts_per_prompt is {num_samples}"
-                )
+        if stage in ("validate", "test", "fit"):
+            ks = {"model.pass_at_k": self.pass_at_k, "model.evaluation.maj_at_k": self.evaluation.maj_at_k}
+            check_number_of_responses(ks, self.datamodule.eval_rollouts_per_prompt)
 
     def check_fit_options(self) -> None:
         """Find out before anything is sampled what would stop the run later, or what two parts disagree about.
@@ -262,6 +275,8 @@ class PolicyModule(EvaluationLoops):
         set_training_mode(self.policy)
         with self.trainer.precision_plugin.forward_context():
             layout = choose_layout(self.policy)
+            generator, settings = self.collector.generator, self.updater.settings
+            self.collector.with_statistics = takes_engine_statistics(generator, self.policy, settings)
         for reference in self._reference:
             set_token_layout(reference, layout)
 
@@ -280,31 +295,29 @@ class PolicyModule(EvaluationLoops):
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
         assert self.policy is not None
         self.seconds = {}
-        collected, age, staleness = self.collect(batch)
-        tolerance = sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age)
+        collected = self.source.next(batch, self.actor(), self.datamodule, self.phase)
+        tolerance = self.sampling_tolerance(collected)
         rollouts = join(collected, self.loss.advantage)
         with self.phase("logprobs"):
             experience = self.updater.prepare(self.policy, rollouts, self.reference(), tolerance)
         with self.phase("update"):
             result = self.updater.step(self.trained_policy(), experience)
         limits = self.datamodule.min_rollouts, self.datamodule.max_rollouts
-        record = iteration_record(
-            collected, experience, result, staleness=staleness, size_limits=limits, seconds=self.seconds
-        )
+        record = iteration_record(collected, experience, result, size_limits=limits, seconds=self.seconds)
+        self.loss.after_iteration(record)
         self.log_metrics(record.metrics)
         return {"loss": torch.tensor(result.metrics.get("loss", 0.0)), "record": record}
 
-    def collect(self, batch: PromptBatch) -> tuple[Collected, int, dict[str, float]]:
-        """Rollouts and outcomes of the batch, the age of their weights in optimizer steps, and metrics of staleness."""
+    def actor(self) -> Actor:
+        """The policy as it samples."""
         assert self.policy is not None
-        if not self.collector.ahead.has(batch):
-            self.sync_generator()
-            self.collector.ahead.version = self.global_step
-        collected = self.collector.collect(self.policy, self.tokenizer, self.datamodule, batch, self.phase)
-        age = self.global_step - self.collector.ahead.version
-        staleness = self.begin_next_batch() if self.one_step_off else {}
-        self.rest_generator()
-        return collected, age, staleness
+        return Actor(self.policy, self.tokenizer, self.global_step, self.sync_generator, self.rest_generator)
+
+    def sampling_tolerance(self, collected: Collected) -> float | None:
+        """Largest mean difference of log-probabilities that an update begins with; `None` after older weights."""
+        assert self.policy is not None
+        age = self.global_step - collected.filler.turns[0].version
+        return sampling_tolerance(self.sampling.logp_tolerance, self.collector.generator, self.policy, age)
 
     def trained_policy(self) -> TrainedPolicy:
         """The policy with Lightning's optimizer, schedule, backward pass and wrapper."""
@@ -347,35 +360,26 @@ class PolicyModule(EvaluationLoops):
     def sync_generator(self) -> None:
         """Have the generator sample from the weights as they are now."""
         assert self.policy is not None
-        self.collector.ahead.wait()
+        self.source.in_flight.wait()
         with self.phase("sync"), self.trainer.precision_plugin.forward_context():
             if self.collector.generator.offload_optimizer:
                 self.optimizer_offload.offload(self.trainer.optimizers)
             self.collector.generator.sync(self.policy, self.global_step)
+        self.collector.generator.synced_version = self.global_step
 
     def rest_generator(self) -> None:
         """Nothing is sampled until the next `sync_generator`."""
         self.collector.generator.rest()
         self.optimizer_offload.restore()
 
-    def begin_next_batch(self) -> dict[str, float]:
-        """Have the next batch sampled from now on; the age of the running one's weights, in optimizer steps."""
-        assert self.policy is not None
-        ahead = self.collector.ahead
-        staleness = self.global_step - ahead.version
-        self.policy.eval()
-        self.sync_generator()
-        batch = self.datamodule.peek()
-        if batch is not None:  # the first batch of an epoch is sampled when it is due
-            ahead.begin(self.policy, self.tokenizer, batch, self.global_step)
-        return {"sampling/staleness": float(staleness)}
-
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the rollouts that were sampled ahead: no weights that could sample them again are in a checkpoint."""
-        if self.one_step_off:
-            checkpoint["rollouts_ahead"] = self.collector.ahead.state_dict()
+        """Keep what the loss remembers, and rollouts sampled ahead: no weights to sample them again are saved."""
+        if self.source.max_staleness:
+            checkpoint["rollouts_in_flight"] = self.source.in_flight.state_dict()
+        if remembered := self.loss.state_dict():
+            checkpoint["loss"] = remembered
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another policy in one line; for training, take over what is not in the weights."""
@@ -384,14 +388,11 @@ class PolicyModule(EvaluationLoops):
         if self._trainer is None:
             warn_of_left_out(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), type(self).__name__)
         elif self.trainer.state.fn == TrainerFn.FITTING:
-            self.collector.ahead.load_state_dict(checkpoint.get("rollouts_ahead", {}))
+            self.source.in_flight.load_checkpoint(checkpoint)
+            self.loss.load_state_dict(checkpoint.get("loss", {}))
             mend_epochs(checkpoint)
             apply_options(checkpoint, self.optimizer, self.lr_scheduler, self.trainer.optimizers)
 
     def check_weights(self, saved: Mapping[str, Size]) -> None:
-        """Check the shapes of weights that are to be loaded, by their names in the state dict.
-
-        Raises:
-            UserError: Naming the first that the policy does not have like this.
-        """
+        """Raise a `UserError` that names the first weight, by its shape, that the policy does not have like this."""
         check_shapes(saved, shapes_of(self.state_dict()), self.model_name)

@@ -65,7 +65,7 @@ def make_rollout():
     """Makes a rollout with made-up log-probabilities."""
 
     def make(prompt: Prompt, sample_index: int, token_ids: tuple[int, ...], text: str = "") -> Rollout:
-        return Rollout(prompt, sample_index, token_ids, (-1.0,) * len(token_ids), text, truncated=False)
+        return Rollout(prompt, sample_index, token_ids, (-1.0,) * len(token_ids), text)
 
     return make
 

@@ -12,6 +12,7 @@ from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.losses.token_statistics import chunked_loss, statistics_from_logits
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt
 
 on_both = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -90,7 +91,7 @@ def test_rollouts(tiny_policy, make_batch, device):
     for place, batch_size in (("cpu", 1), (device, 4)):
         policy = load_policy(tiny_policy, PolicyConfig()).double().eval().to(place)
         generator = TransformersEngine(batch_size)
-        found.append(generator.generate(policy, tokenizer, requests, max_response_length=40, temperature=0.9))
+        found.append(sample_rollouts(generator, policy, tokenizer, requests, max_response_length=40, temperature=0.9))
     for ours, other in zip(*found, strict=True):
         assert ours.token_ids.tolist() == other.token_ids.tolist()
         assert ours.logprobs == pytest.approx(other.logprobs, abs=1e-5)

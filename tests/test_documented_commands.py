@@ -13,6 +13,7 @@ import pytest
 
 from dynamo_lightning.cli import SUBCOMMANDS, DynamoCLI, main, shipped_configs
 from dynamo_lightning.runs.folder import CONFIG_HEADER
+from dynamo_lightning.runs.report import report_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -118,8 +119,11 @@ def test_every_documented_command_parses(page, command, workplace):
         pytest.importorskip("wandb", reason="W&B is optional")
     command = command.replace("<name>", "qwen").replace("<checkpoint>", "x.ckpt")
     arguments = shlex.split(command[command.index("dynamo_lightning") :], comments=True)[1:]
-    if arguments[0] in ("--help", "--version", "report"):
+    if arguments[0] in ("--help", "--version"):
         return  # run by the tests of these commands
+    if arguments[0] == "report":
+        assert report_parser().parse_args(arguments[1:]).run_folders
+        return
     assert arguments[0] in SUBCOMMANDS
     arguments = [argument for argument in arguments if argument not in ("--help", "--print_config=comments")]
     cli = parser_of(arguments[0])

@@ -223,10 +223,19 @@ ARMS = (
     "beta_posterior",
     "arcsine_kalman",
     "paper_bernoulli",
+    "filter",
     "oracle",
     "oracle_gradient",
     "random_matched",
 )
+BASELINES = (
+    "optimal_baseline",
+    "optimal_baseline_history",
+    "optimal_baseline_uniform",
+    "history_uniform",
+    "history_oracle",
+)
+"""In mode `rloo+prompt_mean` only."""
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +253,9 @@ def benchmark():
 def test_the_benchmark_makes_such_a_table(benchmark, capsys, tmp_path):
     benchmark.main(["--quick", "--json", str(tmp_path / "new" / "table.json")])
     rows = json.loads((tmp_path / "new" / "table.json").read_text())
-    assert [(row["mode"], row["arm"]) for row in rows] == [(mode, arm) for mode in MODES for arm in ARMS]
+    assert [(row["mode"], row["arm"]) for row in rows] == [
+        (mode, arm) for mode in MODES for arm in (*ARMS, *(BASELINES if mode == MODES[0] else ()))
+    ]
     for row in rows:
         assert set(row) == {"mode", "arm", "ratio", "low", "high", "bias_low", "bias_high"}
         assert row["low"] <= row["ratio"] <= row["high"] and row["bias_low"] <= row["bias_high"]
@@ -277,6 +288,32 @@ def test_batches_have_the_variance_of_the_formula_and_no_bias(benchmark, make_pr
         assert abs(result.squared_bias["rloo+prompt_mean", arm]) < 0.05**2
     assert result.squared_bias["paper_code", "uniform"] == 0
     assert result.squared_bias["paper_code", "oracle"] > 0.05**2, "prompts silently weigh n_i"
+
+
+def test_batches_of_weighted_baselines_have_less_variance_and_no_bias(benchmark, make_prompt, make_rollout):
+    """Right responses have small scores here; a prior at the optimum is better still."""
+    rng = np.random.default_rng(0)
+    references = []
+    for number in range(3):
+        responses = [make_rollout(make_prompt(number), i, (1,)) for i in range(40)]
+        index, rewards = rng.integers(40, size=200), (rng.random(40) < 0.5).astype(float)
+        scores = (rng.standard_normal((40, 8)) * np.where(rewards > 0, 0.3, 2.0)[:, None]).astype(np.float32)
+        scores -= np.bincount(index, minlength=40) @ scores / 200
+        norms = (scores.astype(np.float64) ** 2).sum(1)
+        best = np.average(rewards[index], weights=norms[index])
+        references.append(benchmark.Reference(responses, index, rewards, scores, norms=norms, prior=(best, 1e6)))
+    scale = benchmark.Scale(num_prompts=3, num_references=200, num_batches=1000)
+    sizes = dict.fromkeys((*benchmark.ARMS, *benchmark.BASELINE_ARMS), np.array([6, 6, 6]))
+    result = benchmark.Measurement(0, 16, np.zeros(3), {}, [], [])
+    benchmark.measure_batches(result, references, sizes, scale, np.random.default_rng(1))
+    mode = "rloo+prompt_mean"
+    uniform, weighted, history = (
+        result.deviations[mode, arm].mean() for arm in ("uniform", "optimal_baseline_uniform", "history_uniform")
+    )
+    assert history < weighted < uniform
+    for arm in benchmark.BASELINE_ARMS:
+        assert result.squared_bias[mode, arm] < 0.1**2
+    assert ("grpo+prompt_mean", "history_uniform") not in result.deviations
 
 
 @pytest.fixture

@@ -10,8 +10,12 @@ from dynamo_lightning.allocation.estimators import (
     PaperBernoulli,
     VarianceEstimator,
 )
+from dynamo_lightning.allocation.gvm_rule import GVMRule
+from dynamo_lightning.allocation.optimal_baseline_rule import OptimalBaselineRule
 from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
+from dynamo_lightning.allocation.pilot_commit_rule import PilotCommitRule
 from dynamo_lightning.allocation.records import AllocationProblem, Estimate
+from dynamo_lightning.allocation.reinforce_ada_rule import ReinforceAdaRule
 from dynamo_lightning.allocation.rules import (
     AllocationRule,
     MarginalGainRule,
@@ -37,13 +41,17 @@ __all__ = [
     "BetaPosterior",
     "Cost",
     "Estimate",
+    "GVMRule",
     "LogitFilter",
     "MarginalGainRule",
     "NeymanRule",
+    "OptimalBaselineRule",
     "PaperBernoulli",
+    "PilotCommitRule",
     "PromptStatistics",
     "ProportionalRule",
     "RLOORule",
+    "ReinforceAdaRule",
     "RolloutBudget",
     "SignalRule",
     "UniformRule",

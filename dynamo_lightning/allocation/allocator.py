@@ -14,7 +14,7 @@ from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
 from dynamo_lightning.allocation.records import Estimate, IntArray
 from dynamo_lightning.allocation.statistics import PromptStatistics
-from dynamo_lightning.types import GroupPlan, Outcome, Prompt
+from dynamo_lightning.types import GroupPlan, Prompt, RolloutGroup
 
 
 class Allocator:
@@ -77,7 +77,7 @@ class Allocator:
         else:
             sizes, shares = self.allocate(estimate, prompt_ids), np.ones(len(prompt_ids))
         return tuple(
-            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen)
+            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen, self.budget.pilot_baseline)
             for prompt, size, share, success_rate, variance, unseen in zip(
                 prompts,
                 sizes.tolist(),
@@ -105,22 +105,20 @@ class Allocator:
             for plan, size in zip(pilots, sizes.tolist(), strict=True)
         )
 
-    def observe(self, plans: Sequence[GroupPlan], outcomes: Sequence[Outcome], iteration: int) -> None:
+    def observe(self, groups: Sequence[RolloutGroup], iteration: int) -> None:
         """Learn from the outcomes of planned groups: the same ones, of all ranks, on every rank.
 
         Args:
-            plans: The groups, one for each of some distinct prompts.
-            outcomes: Their scored rollouts in any order; joined by prompt id.
-            iteration: The RL iteration that sampled them.
+            groups: Of distinct prompts.
+            iteration: The RL iteration whose weights sampled them.
         """
-        rows = {plan.prompt.prompt_id: row for row, plan in enumerate(plans)}
-        successes, counts, tokens = np.zeros((3, len(rows)))
-        for outcome in outcomes:
-            row = rows[outcome.prompt_id]
-            successes[row] += outcome.score.reward >= self.success_threshold
-            counts[row] += 1
-            tokens[row] += outcome.response_length
-        self.statistics.observe(list(rows), successes, counts, iteration, response_tokens=tokens)
+        prompt_ids = [group.plan.prompt.prompt_id for group in groups]
+        successes, counts, tokens = np.zeros((3, len(groups)))
+        for row, group in enumerate(groups):
+            counts[row] = len(group.outcomes)
+            successes[row] = sum(outcome.score.reward >= self.success_threshold for outcome in group.outcomes)
+            tokens[row] = sum(outcome.num_tokens for outcome in group.outcomes)
+        self.statistics.observe(prompt_ids, successes, counts, iteration, response_tokens=tokens)
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics: tensors and primitives only."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dynamo_lightning.allocation.allocate import Cost
 from dynamo_lightning.allocation.rules import AllocationRule, RLOORule
+from dynamo_lightning.types import PilotBaseline
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class RolloutBudget:
     """Unit of the budget."""
     pilot: int = 0
     """Rollouts that every prompt gets before the rest is allocated; 0 allocates all at once."""
+    pilot_baseline: PilotBaseline = "separate"
+    """Rollouts that the baselines of pilot and commit are made of."""
     accept_skip_bias: bool = False
     """A rule that promises an unbiased gradient may skip prompts all the same."""
 

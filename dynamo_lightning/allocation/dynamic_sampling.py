@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.types import Outcome, PromptBatch
+from dynamo_lightning.types import GroupPlan, Outcome, PromptBatch
 
 
 @dataclass
@@ -80,6 +80,15 @@ class DynamicSampling:
         """
         return tuple(self._found[: self.num_prompts]) or self._first_round
 
+    def choose(self, plans: Sequence[GroupPlan]) -> list[GroupPlan]:
+        """The groups of `kept` prompts, in that order.
+
+        Args:
+            plans: Groups of all prompts, one of each.
+        """
+        by_prompt = {plan.prompt.prompt_id: plan for plan in plans}
+        return [by_prompt[prompt_id] for prompt_id in self.kept if prompt_id in by_prompt]
+
     def metrics(self) -> dict[str, float]:
         """Rounds, and the share of sampled prompts that is trained on."""
         return {
@@ -97,15 +106,3 @@ class DynamicSampling:
                 f"{sorted(outcome.score.components)}"
             )
         return outcome.score.components[self.config.component]
-
-
-def select_prompts(batches: Sequence[PromptBatch], prompt_ids: Sequence[int]) -> PromptBatch:
-    """One batch of the chosen prompts out of several batches of one iteration.
-
-    Args:
-        batches: At least one.
-        prompt_ids: Those to take, in this order; each in one of the batches.
-    """
-    assert len({batch.iteration for batch in batches}) == 1
-    plans = {plan.prompt.prompt_id: plan for batch in batches for plan in batch.plans}
-    return PromptBatch(batches[0].iteration, tuple(plans[prompt_id] for prompt_id in prompt_ids))

@@ -17,6 +17,15 @@ uniform variance in simulation.)
 **Commit.** The remaining rollouts can still reduce `Σ (1 − w_i)² a_i/(m_i − 1)`, so the rule sees the updated variance
 times `(1 − w_i)²`.
 
+**Cross baselines** (`data.pilot_baseline: cross`). The two parts may share rewards for their baselines without bias,
+see `losses.advantages.cross_leave_one_out`: a pilot rollout is compared with the plain mean of the m commit rewards, a
+commit rollout with all k + m − 1 others. Taking rewards as independent of scores, the two parts are uncorrelated
+again, with `Var = w² a (1 + 1/m)/k + (1 − w)² a (1 + 1/(k + m − 1))/m`. So `w = e/(e + f)` with `f = (1 + 1/m')/k` and
+`e = (1 + 1/(k + m' − 1))/m'`, and the commit minimizes `Σ a [(1 − w)² + w²/k]/m`, the hardly varying factor
+`1 + 1/(k + m − 1)` left out: for the `rloo` rule that is Neyman's.
+
+**Pooled** (`pooled`): one group of k + m rollouts with one leave-one-out baseline. The least variance, and a bias.
+
 A pilot of 4 of 16 rollouts is no free lunch: the second baseline costs another rollout, and the pilot's own are placed
 blindly. Simulated variance relative to uniform, [2, 64], without and with it: Beta(.2,.2) unseen 1.00 and 0.96, after
 16 rollouts 0.71 and 0.75; U(0,1) unseen 1.00 and 1.06. It pays for unseen prompts, mostly very hard or very easy.
@@ -32,6 +41,7 @@ from numpy.typing import ArrayLike
 from dynamo_lightning.allocation.allocate import allocate_rollouts
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
+from dynamo_lightning.allocation.rules import NeymanRule, RLOORule
 from dynamo_lightning.errors import UserError
 
 LEAST_PART = 2
@@ -59,7 +69,9 @@ def commit_bounds(num_prompts: int, budget: RolloutBudget) -> tuple[int, int]:
 
 
 def pilot_weights(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudget) -> FloatArray:
-    """Return the weight `w_i = (k − 1)/(k + m'_i − 2)` of each prompt's pilot estimator; the commit's is `1 − w_i`.
+    """Return the weight of each prompt's pilot estimator, `(k − 1)/(k + m'_i − 2)`; the commit's is `1 − w_i`.
+
+    With `cross` baselines it is the one above, with `pooled` ones the pilot's share of the rollouts.
 
     Args:
         estimate: From before the pilot: were its outcomes in it, the gradient would be biased.
@@ -72,7 +84,13 @@ def pilot_weights(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudg
     Raises:
         UserError: As `commit_bounds` and `allocate_rollouts`.
     """
-    return (budget.pilot - 1) / (budget.pilot + _commit_sizes(estimate, prompt_ids, budget) - 2)
+    pilot, commit = budget.pilot, _commit_sizes(estimate, prompt_ids, budget)
+    if budget.pilot_baseline == "separate":
+        return (pilot - 1) / (pilot + commit - 2)
+    if budget.pilot_baseline == "pooled":
+        return pilot / (pilot + commit)
+    pilot_variance, commit_variance = (1 + 1 / commit) / pilot, (1 + 1 / (pilot + commit - 1)) / commit
+    return commit_variance / (commit_variance + pilot_variance)
 
 
 def allocate_commit(estimate: Estimate, prompt_ids: ArrayLike, weights: ArrayLike, budget: RolloutBudget) -> IntArray:
@@ -90,14 +108,23 @@ def allocate_commit(estimate: Estimate, prompt_ids: ArrayLike, weights: ArrayLik
     Raises:
         UserError: As `commit_bounds` and `allocate_rollouts`.
     """
-    share = 1 - np.asarray(weights, dtype=np.float64)
-    scaled = replace(estimate, bernoulli_variance=estimate.bernoulli_variance * share**2)
+    weights = np.asarray(weights, dtype=np.float64)
+    factor = {
+        "separate": (1 - weights) ** 2,
+        "cross": (1 - weights) ** 2 + weights**2 / budget.pilot,
+        "pooled": np.ones_like(weights),
+    }[budget.pilot_baseline]
+    scaled = replace(estimate, bernoulli_variance=estimate.bernoulli_variance * factor)
     return _commit_sizes(scaled, prompt_ids, budget)
 
 
 def _commit_sizes(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudget) -> IntArray:
     """Return the allocation of what the pilot leaves of the budget, `[num_prompts]`."""
-    num_prompts = len(estimate.bernoulli_variance)
-    bounds = commit_bounds(num_prompts, budget)
-    rest = budget.of(num_prompts) - budget.pilot * num_prompts
-    return allocate_rollouts(estimate, prompt_ids, rest, *bounds, budget.rule, budget.cost)
+    num_prompts, pilot = len(estimate.bernoulli_variance), budget.pilot
+    least, most = commit_bounds(num_prompts, budget)
+    total, rule = budget.of(num_prompts), budget.rule
+    if budget.pilot_baseline == "pooled":
+        return allocate_rollouts(estimate, prompt_ids, total, least + pilot, most + pilot, rule, budget.cost) - pilot
+    if budget.pilot_baseline == "cross" and isinstance(rule, RLOORule):
+        rule = NeymanRule()
+    return allocate_rollouts(estimate, prompt_ids, total - pilot * num_prompts, least, most, rule, budget.cost)

@@ -193,9 +193,13 @@ class ProportionalRule(AllocationRule):
 
     counts_tokens = False
 
+    def weights(self, estimate: Estimate) -> FloatArray:
+        """Return what shares are proportional to, positive, `[num_prompts]`."""
+        return estimate.bernoulli_variance
+
     def allocate(self, problem: AllocationProblem) -> IntArray:
         """Return the group sizes; arguments as in `AllocationRule`."""
-        weights = problem.estimate.bernoulli_variance
+        weights = self.weights(problem.estimate)
         room = problem.max_rollouts - problem.min_rollouts
         remainder = problem.budget - len(weights) * problem.min_rollouts
         shares = np.full(len(weights), float(room))

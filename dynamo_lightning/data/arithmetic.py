@@ -127,10 +127,10 @@ def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[fl
         prompt_ids, response_ids = tokenizer([problem.prompt, f"\\boxed{{{problem.answer}}}"]).input_ids
         prompt = Prompt(index, problem.prompt, problem.prompt, tuple(prompt_ids), problem.answer)
         response = np.array([*response_ids, tokenizer.eos_token_id], dtype=np.int32)
-        rollouts.append(Rollout(prompt, 0, response, np.zeros(0, dtype=np.float32), "", truncated=False))
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
+        rollouts.append(Rollout(prompt, 0, response, np.zeros(0, dtype=np.float32), ""))
+    lengths = [rollout.response_length for rollout in rollouts]
     logprobs = torch.zeros(sum(lengths))
-    for row in pack([len(rollout.prompt.token_ids) + len(rollout.token_ids) for rollout in rollouts], max_tokens=1024):
+    for row in pack([len(rollout.prompt.token_ids) + rollout.response_length for rollout in rollouts], max_tokens=1024):
         micro_batch = make_micro_batch(rollouts, row, policy.device)
         with torch.no_grad():
             statistics = response_statistics(policy, micro_batch, temperature=1.0)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from dynamo_lightning.data import hub
 from dynamo_lightning.data.formats import read_text_file, text_suffix
 from dynamo_lightning.data.slices import parse_split
-from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import MissingFileError, UserError
+from dynamo_lightning.policy.embedded import local_path
 
 LOCAL_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """All but Parquet also compressed, with `.gz` behind."""

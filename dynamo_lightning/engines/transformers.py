@@ -18,11 +18,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynamo_lightning.distributed import max_over_ranks, world_size
-from dynamo_lightning.engines.engine import NO_STOP, Engine
+from dynamo_lightning.engines.engine import NO_STOP, Completion, Engine, Request
 from dynamo_lightning.engines.stopping import StopConfig, StopRule, stop_rule
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.losses.token_statistics import distribution_statistics
 from dynamo_lightning.policy.sharding import unwrapped
-from dynamo_lightning.types import Rollout, RolloutRequest
+from dynamo_lightning.types import FloatArray
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -77,10 +78,14 @@ class GumbelSampler:
         seeds: Seed of each sequence, `[num_sequences]`, int64.
         prompt_length: Padded length of the prompts.
         temperature: Divides the logits; 0 takes the likeliest token, with its log-probability at temperature 1.
+        with_statistics: Keep the statistics of the distributions too.
     """
 
-    def __init__(self, seeds: Tensor, prompt_length: int, temperature: float) -> None:
+    def __init__(self, seeds: Tensor, prompt_length: int, temperature: float, with_statistics: bool = False) -> None:
         self.seeds = seeds
+        self.with_statistics = with_statistics
+        self.statistics: list[Tensor] = []
+        """`[num_sequences, num_statistics]` of each token, columns as the fields of `TokenStatistics`."""
         self.prompt_length = prompt_length
         self.temperature = temperature
         self.sampled_logprobs: list[Tensor] = []
@@ -89,12 +94,18 @@ class GumbelSampler:
         """Noisy scores, `[num_sequences, vocab_size]`, whose arg-max is the sampled token."""
         logprobs = torch.log_softmax(scores.float() / (self.temperature or 1.0), dim=-1)
         if self.temperature == 0:
-            self.sampled_logprobs.append(logprobs.amax(-1))
+            self.keep(logprobs, logprobs.amax(-1))
             return logprobs
         noise = gumbel_noise(self.seeds, input_ids.shape[1] - self.prompt_length, scores.shape[-1])
         noisy = logprobs + noise
-        self.sampled_logprobs.append(logprobs.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1))
+        self.keep(logprobs, logprobs.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1))
         return noisy
+
+    def keep(self, logprobs: Tensor, sampled: Tensor) -> None:
+        """Keep what is known of the next token: log-probabilities of the vocabulary and of the sampled one."""
+        self.sampled_logprobs.append(sampled)
+        if self.with_statistics:
+            self.statistics.append(torch.stack([sampled, *distribution_statistics(logprobs)], dim=-1))
 
 
 class TransformersEngine(Engine):
@@ -104,14 +115,16 @@ class TransformersEngine(Engine):
         batch_size: Responses generated side by side; prompts of similar length go together.
     """
 
+    gives_statistics = True
+
     def __init__(self, batch_size: int = 128) -> None:
         if batch_size < 1:
             raise UserError(f"model.generator.batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
 
     @override
-    def batches(self, requests: Sequence[RolloutRequest]) -> list[list[int]]:
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt.token_ids), i))
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     @torch.no_grad()
@@ -120,60 +133,69 @@ class TransformersEngine(Engine):
         self,
         policy: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        requests: Sequence[RolloutRequest],
+        requests: Sequence[Request],
         *,
-        max_response_length: int,
         temperature: float,
         stop: StopConfig = NO_STOP,
-    ) -> list[Rollout]:
+        with_statistics: bool = False,
+    ) -> list[Completion]:
         rule = stop_rule(policy, tokenizer, stop)
-        rollouts: dict[int, Rollout] = {}
-        for chosen in self.batches(requests):
-            sampled = _generate_batch(
-                policy, tokenizer, [requests[i] for i in chosen], max_response_length, temperature, rule
+        sampled: dict[int, Completion] = {}
+        for chosen in self.batches([len(request.token_ids) for request in requests]):
+            own = [requests[i] for i in chosen]
+            completions = _generate_batch(
+                policy, tokenizer, own, temperature, rule, self.synced_version, with_statistics
             )
-            rollouts.update(zip(chosen, sampled, strict=True))
-        return [rollouts[i] for i in range(len(requests))]
+            sampled.update(zip(chosen, completions, strict=True))
+        return [sampled[i] for i in range(len(requests))]
 
 
 def _generate_batch(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    requests: Sequence[RolloutRequest],
-    max_response_length: int,
+    requests: Sequence[Request],
     temperature: float,
     rule: StopRule,
-) -> list[Rollout]:
+    version: int,
+    with_statistics: bool,
+) -> list[Completion]:
     """Responses side by side, prompts padded on the left; every few tokens those that have ended are left out."""
-    prompt_length = max(len(request.prompt.token_ids) for request in requests)
+    prompt_length = max(len(request.token_ids) for request in requests)
+    longest = max_over_ranks(max(request.max_tokens for request in requests), policy.device)
     prompts = torch.full((len(requests), prompt_length), tokenizer.pad_token_id, dtype=torch.int64)
     attention_mask = torch.zeros_like(prompts)
     for row, request in enumerate(requests):
-        length = len(request.prompt.token_ids)
-        prompts[row, prompt_length - length :] = torch.tensor(request.prompt.token_ids)
+        length = len(request.token_ids)
+        prompts[row, prompt_length - length :] = torch.tensor(request.token_ids)
         attention_mask[row, prompt_length - length :] = 1
     prompts, attention_mask = prompts.to(policy.device), attention_mask.to(policy.device)
     seeds = torch.tensor([request.seed for request in requests], dtype=torch.int64, device=policy.device)
     responses: list[list[int]] = [[] for _ in requests]
     logprobs: list[list[float]] = [[] for _ in requests]
+    statistics: list[list[FloatArray]] = [[] for _ in requests]
     ended = [False] * len(requests)
     running = list(range(len(requests)))
     sequences, cache = prompts, None
-    for start in range(0, max_response_length, SEGMENT_LENGTH):
-        sampler = GumbelSampler(seeds[running or [0]], prompt_length, temperature)
-        num_new = min(SEGMENT_LENGTH, max_response_length - start)
+    for start in range(0, longest, SEGMENT_LENGTH):
+        sampler = GumbelSampler(seeds[running or [0]], prompt_length, temperature, with_statistics)
+        num_new = min(SEGMENT_LENGTH, longest - start)
         longer, cache = _continue(policy, sequences, attention_mask, cache, sampler, num_new, rule.token_ids, tokenizer)
         new_tokens = longer[:, sequences.shape[1] :].tolist()
         new_logprobs = torch.stack(sampler.sampled_logprobs, dim=1).tolist()
+        new_statistics = torch.stack(sampler.statistics, dim=1).cpu().numpy() if with_statistics else None
         unfinished = []
         for position, row in enumerate(running):
             responses[row] += new_tokens[position]
             logprobs[row] += new_logprobs[position]
-            end = rule.response_length(responses[row], tokenizer)
-            responses[row], logprobs[row] = responses[row][:end], logprobs[row][:end]
+            if new_statistics is not None:
+                statistics[row].append(new_statistics[position])
+            limit = requests[row].max_tokens
+            end = rule.response_length(responses[row][:limit], tokenizer)
             ended[row] = end is not None
-            if end is None:
+            if end is None and len(responses[row]) < limit:
                 unfinished.append(position)
+            kept = limit if end is None else end
+            responses[row], logprobs[row] = responses[row][:kept], logprobs[row][:kept]
         if not max_over_ranks(len(unfinished), policy.device):
             break
         running = [running[position] for position in unfinished]
@@ -184,12 +206,16 @@ def _generate_batch(
             cache = _select_rows(cache, unfinished)
         else:  # a sharded policy runs on all ranks or on none: this one goes along with the others
             sequences, attention_mask, cache = prompts[:1], torch.ones_like(prompts[:1]), None
-    rollouts = []
-    for request, tokens, values, end in zip(requests, responses, logprobs, ended, strict=True):
-        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-        arrays = np.array(tokens, dtype=np.int32), np.array(values, dtype=np.float32)
-        rollouts.append(Rollout(request.prompt, request.sample_index, *arrays, text, not end))
-    return rollouts
+    return [
+        Completion(
+            np.array(tokens, dtype=np.int32),
+            np.array(values, dtype=np.float32),
+            end,
+            version,
+            np.concatenate(parts)[: len(tokens)] if with_statistics else None,
+        )
+        for tokens, values, end, parts in zip(responses, logprobs, ended, statistics, strict=True)
+    ]
 
 
 def _continue(

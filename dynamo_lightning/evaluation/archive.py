@@ -45,7 +45,7 @@ def make_record(rollout: Rollout, score: Score) -> Record:
         "components": dict(score.components),
         "failure": score.failure,
         "truncated": rollout.truncated,
-        "response_length": len(rollout.token_ids),
+        "response_length": rollout.response_length,
     }
 
 

@@ -13,6 +13,7 @@ import torch
 
 from dynamo_lightning.distributed import run_seed
 from dynamo_lightning.engines.engine import SamplingConfig
+from dynamo_lightning.environments import SingleTurn
 from dynamo_lightning.evaluation.archive import make_record
 from dynamo_lightning.evaluation.benchmarks import BenchmarkRun, EvaluationConfig, describe, weights_digest
 from dynamo_lightning.evaluation.intervals import mean_interval
@@ -136,6 +137,9 @@ class EvaluationLoops(L.LightningModule):
             "seed": run_seed(),
             "reward": describe(self.reward),
         }
+        environment = self.collector.runner.environment
+        if type(environment) is not SingleTurn:
+            settings["environment"] = describe(environment)
         label = Path(self.model_name.removeprefix("embedded:")).name
         threshold = self.datamodule.success_threshold
         self.benchmark_run = BenchmarkRun(self.pass_at_k, self.evaluation, threshold, label, settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamo_lightning.evaluation.summary import MEAN, BenchmarkResult, Estimate, as_plain
-from dynamo_lightning.report import write_atomically
+from dynamo_lightning.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def write_results(folder: Path, results: Mapping[str, BenchmarkResult], settings: Mapping[str, Any]) -> list[Path]:
     """Write `results.json` (with the settings) and `results.csv` (a line for each number), and return their paths."""
     plain = {"settings": dict(settings), "results": as_plain(results)}
-    write_atomically(folder / "results.json", (json.dumps(plain, indent=2, default=str) + "\n").encode())
+    write_atomically(folder / "results.json", json.dumps(plain, indent=2, default=str) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["benchmark", "metric", "value", "low", "high", "problems", "samples"])
@@ -27,7 +27,7 @@ def write_results(folder: Path, results: Mapping[str, BenchmarkResult], settings
         for name, estimate in result.metrics.items():
             numbers = [estimate.value, estimate.low, estimate.high, result.num_problems, result.num_samples]
             writer.writerow([source, name, *numbers])
-    write_atomically(folder / "results.csv", text.getvalue().encode())
+    write_atomically(folder / "results.csv", text.getvalue())
     return [folder / "results.json", folder / "results.csv"]
 
 

@@ -8,12 +8,15 @@ a baseline says so, and its groups are left alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.types import GroupedRewards
 
 
 def group_sums(values: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
@@ -30,6 +33,11 @@ def group_sums(values: Tensor, group_indices: Tensor, num_groups: int) -> Tensor
     return torch.zeros(num_groups, dtype=values.dtype, device=values.device).index_add_(0, group_indices, values)
 
 
+def prompt_indices(prompt_ids: Tensor) -> Tensor:
+    """Number of each rollout's prompt, `[num_rollouts]`, int64: counted from 0 in the order of the ids."""
+    return torch.unique(prompt_ids, return_inverse=True)[1]
+
+
 def has_equal_rewards(rewards: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
     """Groups whose rewards are all equal, `[num_groups]`, bool; true for an empty group."""
     empty = torch.zeros(num_groups, dtype=rewards.dtype, device=rewards.device)
@@ -38,11 +46,141 @@ def has_equal_rewards(rewards: Tensor, group_indices: Tensor, num_groups: int) -
     return highest == lowest
 
 
+def weighted_leave_one_out(
+    rewards: Tensor,
+    weights: Tensor,
+    group_indices: Tensor,
+    num_groups: int,
+    prior_means: Tensor | None = None,
+    prior_weights: Tensor | None = None,
+) -> Tensor:
+    """Baselines `b_i = (Σ_{j≠i} w_j r_j + v_i m_i) / (Σ_{j≠i} w_j + v_i)`; where that is 0/0 the others' plain mean.
+
+    Args:
+        rewards: `[num_rollouts]`, float64.
+        weights: w, not negative, `[num_rollouts]`, float64.
+        group_indices: Group of each rollout, `[num_rollouts]`, int64.
+        num_groups: Number of groups, empty ones included.
+        prior_means: m, what was known before these rollouts, `[num_rollouts]`, float64; none by default.
+        prior_weights: v, its weight, `[num_rollouts]`, float64; none by default.
+
+    Returns:
+        `[num_rollouts]`, float64; the reward itself in a group of one without a prior, whose advantage then is 0.
+    """
+
+    def others(values: Tensor) -> Tensor:
+        return group_sums(values, group_indices, num_groups)[group_indices] - values
+
+    total, weighted = others(weights), others(weights * rewards)
+    # What is left of a sum after subtracting all but a rounding error of it is rounding error.
+    is_zero = total <= 1e-12 * weights
+    counts = others(torch.ones_like(rewards))
+    plain = torch.where(counts > 0, others(rewards) / counts.clamp(min=1), rewards)
+    baselines = torch.where(is_zero, plain, weighted / torch.where(is_zero, 1.0, total))
+    if prior_means is None or prior_weights is None:
+        return baselines
+    own, prior = torch.where(is_zero, 0.0, total), prior_weights
+    has_any = own + prior > 0
+    mixed = (own * baselines + prior * prior_means) / torch.where(has_any, own + prior, 1.0)
+    return torch.where(has_any, mixed, baselines)
+
+
+def cross_leave_one_out(
+    rewards: Tensor,
+    prompts: Tensor,
+    is_pilot: Tensor,
+    weights: Tensor | None = None,
+    prior_means: Tensor | None = None,
+    prior_weights: Tensor | None = None,
+) -> Tensor:
+    """Baselines shared by pilot and commit: the commit's plain mean, and for its rollouts all others of the prompt.
+
+    The pilot decides the commit's size m. A pilot rollout's baseline may hence use only what has the same mean whatever
+    m is: the plain mean of the commit's rewards. Once the pilot is known, m is a number, and a commit rollout may be
+    compared with every other rollout, weighted, and with what was known before. Without any commit rollout left (all
+    dropped) the pilot is compared within itself.
+
+    Args:
+        rewards: `[num_rollouts]`, float64.
+        prompts: Number of each rollout's prompt, `[num_rollouts]`, int64.
+        is_pilot: `[num_rollouts]`, bool.
+        weights: Of the rollouts in the baselines of commit rollouts, `[num_rollouts]`, float64; equal by default.
+        prior_means: Of commit rollouts, see `weighted_leave_one_out`.
+        prior_weights: Its weight.
+
+    Returns:
+        `[num_rollouts]`, float64.
+    """
+    num_prompts = int(prompts.max()) + 1 if len(prompts) else 0
+    weights = torch.ones_like(rewards) if weights is None else weights
+    of_commit = weighted_leave_one_out(rewards, weights, prompts, num_prompts, prior_means, prior_weights)
+    committed = (~is_pilot).to(rewards.dtype)
+    counts = group_sums(committed, prompts, num_prompts)[prompts]
+    means = group_sums(committed * rewards, prompts, num_prompts)[prompts] / counts.clamp(min=1)
+    alone = weighted_leave_one_out(rewards, torch.ones_like(rewards), prompts, num_prompts)
+    return torch.where(is_pilot, torch.where(counts > 0, means, alone), of_commit)
+
+
 class Advantage(ABC):
     """How rewards become advantages."""
 
     equal_rewards_give_zero: ClassVar[bool] = True
     """True if a group whose rewards are all equal gets 0: so it is wherever a rollout is compared with its group."""
+
+    needs_score_norms: ClassVar[bool] = False
+    """True if it weighs rollouts by the squared norm of their score, which takes a pass of the policy over them."""
+
+    is_unbiased: ClassVar[bool] = False
+    """True if it is the reward less a baseline that does not depend on the rollout: then the gradient is that of the
+    expected reward for every group size, also one that a pilot decides."""
+
+    def of(self, scored: GroupedRewards, score_norms: Tensor | None = None) -> Tensor:
+        """Advantage of each rollout of a batch, pilots included.
+
+        Args:
+            scored: The rewards of all ranks and how they are grouped.
+            score_norms: Squared norm of each rollout's score, `[num_rollouts]`, float64; only if `needs_score_norms`.
+
+        Returns:
+            `[num_rollouts]`, float32.
+
+        Raises:
+            UserError: If pilot and commit share baselines, which this advantage cannot keep unbiased.
+        """
+        if scored.is_pilot is None:
+            return self(scored.rewards, scored.group_indices)
+        prompts = prompt_indices(scored.prompt_ids)
+        exact = scored.rewards.double() - self.cross_baselines(scored.rewards.double(), prompts, scored.is_pilot)
+        equal = has_equal_rewards(scored.rewards, prompts, int(prompts.max()) + 1 if len(prompts) else 0)
+        return exact.masked_fill(equal[prompts], 0.0).float()
+
+    def cross_baselines(self, rewards: Tensor, prompts: Tensor, is_pilot: Tensor) -> Tensor:
+        """Baselines that a prompt's pilot and commit rollouts share, `[num_rollouts]`, float64.
+
+        Args:
+            rewards: `[num_rollouts]`, float64.
+            prompts: Number of each rollout's prompt, `[num_rollouts]`, int64.
+            is_pilot: `[num_rollouts]`, bool.
+
+        Raises:
+            UserError: If there are none that keep the gradient unbiased.
+        """
+        raise UserError(
+            f"data.pilot_baseline=cross does not go with model.loss.advantage={type(self).__name__}: set it to separate"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its memory of earlier iterations, tensors and primitives only; empty if nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            UserError: If there is something to remember, and this advantage cannot.
+        """
+        if state_dict:
+            raise UserError(f"{type(self).__name__} remembers nothing, but the checkpoint has {sorted(state_dict)}")
 
     def __call__(self, rewards: Tensor, group_indices: Tensor) -> Tensor:
         """Advantage of each rollout.
@@ -72,11 +210,18 @@ class RLOO(Advantage):
     The gradient it gives is unbiased for every group size of at least 2, which is what lets group sizes differ.
     """
 
+    is_unbiased = True
+
     def advantages(self, rewards: Tensor, group_indices: Tensor, num_groups: int) -> Tensor:
         """`(n r − Σ r) / (n − 1)`; 0 in a group of one."""
         sizes = group_sums(torch.ones_like(rewards), group_indices, num_groups)[group_indices]
         totals = group_sums(rewards, group_indices, num_groups)[group_indices]
         return (sizes * rewards - totals) / (sizes - 1).clamp(min=1)
+
+    @override
+    def cross_baselines(self, rewards: Tensor, prompts: Tensor, is_pilot: Tensor) -> Tensor:
+        """`cross_leave_one_out` with equal weights."""
+        return cross_leave_one_out(rewards, prompts, is_pilot)
 
 
 class DrGRPO(Advantage):

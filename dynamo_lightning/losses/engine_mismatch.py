@@ -27,7 +27,7 @@ class EngineMismatch:
     """
 
     level: Literal["token", "sequence"] = "token"
-    """What is weighed: each token by its own ratio, or all tokens of a response by the product of its ratios."""
+    """Level of the weights: each token by its own ratio, or all tokens of a response by the product of its ratios."""
     method: Literal["truncate", "mask", "off"] = "truncate"
     """Where the ratio exceeds `cap`: `truncate` takes the cap, `mask` takes 0; `off` weighs nothing and only logs."""
     cap: float = 2.0
@@ -64,7 +64,7 @@ class MismatchSummary:
     ratio_sum: float
     ratio_min: float
     ratio_max: float
-    """Of the ratios before they are cut, at the level that is chosen."""
+    """Mean of the ratios before they are cut, at the level that is chosen."""
     num_cut: int
     """Tokens whose ratio exceeds the cap."""
 

@@ -27,12 +27,12 @@ from dynamo_lightning.losses.logits_tiles import (
     statistics_dtype,
 )
 
-BlockLoss = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
-"""The share of the loss of a block: from its log-probabilities, entropies and Σπ²Λ, and its place in the batch."""
+BlockLoss = Callable[[tuple[Tensor, Tensor, Tensor, Tensor], slice], Tensor]
+"""The share of the loss of a block: from its log-probabilities, entropies, Σπ²Λ and Σπ², and its place in the batch."""
 
 
 class StatisticsFunction(torch.autograd.Function):
-    """Hidden states, weight and bias to log-probabilities, entropies and Σπ²Λ."""
+    """Hidden states, weight and bias to log-probabilities, entropies, Σπ²Λ and, without gradient, Σπ²."""
 
     @staticmethod
     def forward(
@@ -43,7 +43,7 @@ class StatisticsFunction(torch.autograd.Function):
         targets: Tensor,
         tiling: Tiling,
         entropy_gradient: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Reduce the logits to running sums, vocabulary tile by vocabulary tile."""
         with torch.autocast(hidden.device.type, enabled=False):
             sums = RunningSums(targets, statistics_dtype(hidden))
@@ -60,9 +60,11 @@ class StatisticsFunction(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, targets, *saved)
         ctx.tiling = tiling
         ctx.set_materialize_grads(False)
+        without_gradient = [statistics.squared_probs]
         if not entropy_gradient:
-            ctx.mark_non_differentiable(statistics.entropy, statistics.squared_prob_lambda)
-        return statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda
+            without_gradient += [statistics.entropy, statistics.squared_prob_lambda]
+        ctx.mark_non_differentiable(*without_gradient)
+        return statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda, statistics.squared_probs
 
     @staticmethod
     @once_differentiable
@@ -94,7 +96,7 @@ class StatisticsFunction(torch.autograd.Function):
                             out,
                             targets[tokens],
                             statistics[tokens],
-                            block_of(upstream, tokens),
+                            block_of(upstream[:3], tokens),
                             tile,
                             tiling,
                             (scratch[0], scratch[1]),
@@ -218,7 +220,7 @@ def loss_and_derivatives(
     leaves = [statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda]
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_(i == 0 or entropy_gradient) for i, leaf in enumerate(leaves)]
-        value = block_loss(leaves[0], leaves[1], leaves[2], tokens)
+        value = block_loss((leaves[0], leaves[1], leaves[2], statistics.squared_probs.detach()), tokens)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         if not value.requires_grad:
             return value, (None, None, None)

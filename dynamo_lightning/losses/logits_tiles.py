@@ -31,7 +31,7 @@ class Tiling:
     temperature: float
     softcap: float | None
     dtype: torch.dtype
-    """Of the operands of the matrix products; the statistics are float32, or float64 for float64."""
+    """Type of the operands of the matrix products; the statistics are float32, or float64 for float64."""
     block_size: int
     """Tokens of a block."""
     tile_width: int

@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from typing_extensions import override
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.types import IterationRecord
 
 NormaliserKind = Literal["quantile", "max"]
 NormaliserScope = Literal["batch", "micro_batch"]
@@ -69,6 +70,23 @@ def compensation_factor(
         return torch.ones_like(entropy)
     confidence = (entropy_max - entropy.clamp(entropy_min, entropy_max)) / (entropy_max - entropy_min)
     return torch.where(advantages > 0, 1.0 + alpha * confidence, 1.0)
+
+
+def step_lengthening(factor: Tensor, inputs: ModulationInputs) -> float:
+    """How much longer factors make a step: `√(Σ ω²A²β²q / Σ ω²A²q)` over the tokens of all ranks; 1 for an empty step.
+
+    With `q = 1 − 2π(a) + Σπ²`, the squared gradient of log π(a) by the logits: gradients of different tokens are taken
+    as orthogonal.
+
+    Args:
+        factor: β, `[num_tokens]`.
+        inputs: With the tokens' weights ω and statistics.
+    """
+    energy = (inputs.loss_weights() * inputs.advantages).double().square()
+    energy = energy * inputs.statistics.squared_logit_gradient().double()
+    before = float(inputs.gather(energy).sum())
+    after = float(inputs.gather(energy * factor.double().square()).sum())
+    return math.sqrt(after / before) if before > 0 else 1.0
 
 
 def stabilisation_factor(change: Tensor, *, alpha: float, gamma: float, tau: float, change_max: float) -> Tensor:
@@ -138,6 +156,29 @@ class Modulation(ABC):
         """
         return False
 
+    def num_probe_rollouts(self, iteration: int) -> int:
+        """Rollouts of the batch whose entropy is measured again after the steps of an iteration; 0 measures nothing.
+
+        The change of their mean token entropy, nats, is then in the record's metrics as `probe/entropy_change`.
+        """
+        return 0
+
+    def after_iteration(self, record: IterationRecord) -> None:  # noqa: B027 - most modulations do not learn
+        """Learn from a finished iteration; called once, on every rank, with the same metrics."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its memory of earlier iterations, tensors and primitives only; empty if nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            UserError: If there is something to remember, and this modulation cannot.
+        """
+        if state_dict:
+            raise UserError(f"{type(self).__name__} remembers nothing, but the checkpoint has {sorted(state_dict)}")
+
     @abstractmethod
     def __call__(self, inputs: ModulationInputs) -> ModulatedAdvantages:
         """Modulate the advantages of this rank's tokens, or of a micro-batch's if `is_recomputed`."""
@@ -179,6 +220,9 @@ class DynamoModulation(Modulation):
         scope: Over which tokens they are taken: the whole `batch`, at the policy that sampled it, or each
             `micro_batch` of an update anew, at the current policy, as in the paper's code; the gradient then depends on
             micro-batches and ranks, and nothing is skipped.
+        equal_step_energy: Divide β_comp by `√(Σ ω²A²β_comp²q / Σ ω²A²q)`, ω the token's weight in the loss and
+            `q = 1 − 2π(a) + Σπ²` its squared logit gradient: compensation then shifts the step towards confident
+            tokens without making it longer. Not with `scope: micro_batch`.
     """
 
     def __init__(
@@ -190,6 +234,7 @@ class DynamoModulation(Modulation):
         normaliser: NormaliserKind = "quantile",
         quantile: float = 0.99,
         scope: NormaliserScope = "batch",
+        equal_step_energy: bool = False,
     ) -> None:
         if compensation_alpha < 0 or not 0 <= stabilisation_alpha <= 1:
             raise UserError(
@@ -206,6 +251,12 @@ class DynamoModulation(Modulation):
         self.quantile = quantile
         self.upper_share = quantile if normaliser == "quantile" else 1.0
         self.scope = scope
+        if equal_step_energy and scope == "micro_batch":
+            raise UserError(
+                "model.loss.modulation.equal_step_energy=true does not go with scope=micro_batch, which does not know "
+                "the batch's step: set model.loss.modulation.scope to batch"
+            )
+        self.equal_step_energy = equal_step_energy
 
     @override
     def is_recomputed(self) -> bool:
@@ -225,6 +276,8 @@ class DynamoModulation(Modulation):
             entropy_min=nearest_rank_quantile(all_entropies, 1.0 - self.upper_share),
             entropy_max=nearest_rank_quantile(all_entropies, self.upper_share),
         )
+        if self.equal_step_energy:
+            compensation = compensation / step_lengthening(compensation, inputs)
         stabilisation = stabilisation_factor(
             change,
             alpha=self.stabilisation_alpha,

@@ -38,10 +38,24 @@ class ModulationInputs:
     """ξ, the derivative of each token's objective by log π, `[num_tokens]`: `I_clip r A`. `None` before the first
     update, where it is the advantage."""
 
+    token_weights: Callable[[], Tensor] | None = None
+    """Gives the weight of each token in the loss, `[num_tokens]`, as if the batch were one optimizer step. `None` if
+    the modulation is recomputed."""
+
     @property
     def sizes(self) -> Tensor:
         """ξ of each token, `[num_tokens]`: `update_sizes`, or the advantages where there are none yet."""
         return self.advantages if self.update_sizes is None else self.update_sizes
+
+    def loss_weights(self) -> Tensor:
+        """The weight ω of each token in the loss, `[num_tokens]`.
+
+        Raises:
+            TypeError: If the modulation is recomputed.
+        """
+        if self.token_weights is None:
+            raise TypeError("weights of the whole batch exist once for a batch of rollouts, not for each micro-batch")
+        return self.token_weights()
 
     def keys(self) -> Tensor:
         """The random number of each token, `[num_tokens]`, int64.

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
@@ -22,6 +24,7 @@ from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.surrogate import ClippedSurrogate, Surrogate
 from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.losses.weights import Aggregation, LengthNormalisation
+from dynamo_lightning.types import IterationRecord
 
 
 def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss needs besides the current statistics; all `[num_tokens]`, without gradient."""
+    """Input of the loss besides the current statistics; all `[num_tokens]`, without gradient."""
 
     old_logprobs: Tensor | None
     """log π_old(a) of the policy that sampled the tokens, nats; `None` where it has not moved since."""
@@ -48,7 +51,7 @@ class LossInputs:
     sequence_indices: Tensor | None = None
     """Which rollout a token belongs to, int64, any numbers from 0; a micro-batch holds whole rollouts."""
     token_selection: Tensor | None = None
-    """What the penalty's `token_selection` returned; only with a penalty that selects tokens."""
+    """The penalty's `token_selection`; only with a penalty that selects tokens."""
 
     def __getitem__(self, tokens: slice | Tensor) -> LossInputs:
         """Those of some of the tokens."""
@@ -72,7 +75,7 @@ class PolicyLoss:
     """`prompt_mean`: every prompt weighs the same, whatever its group size; `sequence_mean`: every rollout;
     `token_mean`: every token."""
     length_normalisation: LengthNormalisation = "max_response_length"
-    """What a rollout's token sum is divided by: the constant limit or its own length; without effect under
+    """Divisor of a rollout's token sum: the constant limit or its own length; without effect under
     `token_mean`."""
     entropy_coefficient: float = 0.0
     """c_H: adds `−c_H · mean token entropy` to the loss."""
@@ -89,6 +92,48 @@ class PolicyLoss:
         """Check the ranges."""
         if self.kl_coefficient < 0:
             raise UserError(f"model.loss.kl_coefficient must not be negative, got {self.kl_coefficient}")
+
+    def check_pilot(self, pilot: int) -> None:
+        """Refuse a pilot (`data.pilot` rollouts per prompt) whose outcomes would bias the gradient.
+
+        Raises:
+            UserError: Names the options.
+        """
+        if pilot and not self.advantage.is_unbiased:
+            raise UserError(
+                f"model.loss.advantage={type(self.advantage).__name__} does not go with data.pilot={pilot}: two groups "
+                "of different sizes for each prompt bias its gradient; use RLOO or OptimalBaseline, or data.pilot=0"
+            )
+
+    def num_probe_rollouts(self, iteration: int) -> int:
+        """Rollouts whose entropy is measured again after the iteration's steps, see `Modulation`."""
+        return 0 if self.modulation is None else self.modulation.num_probe_rollouts(iteration)
+
+    def after_iteration(self, record: IterationRecord) -> None:
+        """Let the modulation learn from a finished iteration; called on every rank."""
+        if self.modulation is not None:
+            self.modulation.after_iteration(record)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Memory of its parts of earlier iterations, by part, with their class names; empty if none has any."""
+        parts = {"advantage": self.advantage, "modulation": self.modulation}
+        states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return {name: {"class": type(parts[name]).__name__, "state": state} for name, state in states.items() if state}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; what another class remembered is left out, with a warning."""
+        for name, part in (("advantage", self.advantage), ("modulation", self.modulation)):
+            saved = state_dict.get(name)
+            if saved is None:
+                continue
+            if part is None or saved["class"] != type(part).__name__:
+                warnings.warn(
+                    f"model.loss.{name} is not the {saved['class']} of the checkpoint: what that one remembered of "
+                    "earlier iterations is left out",
+                    stacklevel=2,
+                )
+            else:
+                part.load_state_dict(saved["state"])
 
     @property
     def batch_modulation(self) -> Modulation | None:

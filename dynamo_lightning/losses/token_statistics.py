@@ -1,4 +1,4 @@
-"""Log-probability, entropy and Σπ²Λ of every response token, from hidden states, a piece of the logits at a time.
+"""Log-probability, entropy, Σπ²Λ and Σπ² of every response token, from hidden states, a piece of the logits at a time.
 
 The logits of a batch (`[num_tokens, vocab_size]`) are the largest tensor of a training step. They are never held whole.
 `token_statistics` serves any loss; `chunked_loss` is faster where each token's loss is known from its own statistics.
@@ -8,7 +8,7 @@ The arithmetic is in `logits_tiles.py` and `fused_statistics.py`; `statistics_fr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ TILE_WIDTHS = {"cpu": 2048, "cuda": 8192}
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What the loss needs to know of the policy's distribution π at each response token."""
+    """Statistics of the policy's distribution π at each response token."""
 
     logprobs: Tensor
     """log π(a) of the sampled token a, `[num_tokens]`, nats."""
@@ -34,16 +34,41 @@ class TokenStatistics:
     """H = −Σ_k π_k log π_k over the vocabulary, `[num_tokens]`, nats."""
     squared_prob_lambda: Tensor
     """Σ_k π_k² Λ_k with Λ_k = log π_k + H, over the vocabulary, `[num_tokens]`."""
+    squared_probs: Tensor | None = None
+    """Σ_k π_k² over the vocabulary, `[num_tokens]`, in (0, 1], never with gradient; `None` only where a caller that has
+    no use for it left it out."""
 
     def detach(self) -> TokenStatistics:
         """The same numbers without their graph."""
-        return TokenStatistics(self.logprobs.detach(), self.entropy.detach(), self.squared_prob_lambda.detach())
+        squared_probs = None if self.squared_probs is None else self.squared_probs.detach()
+        return TokenStatistics(
+            self.logprobs.detach(), self.entropy.detach(), self.squared_prob_lambda.detach(), squared_probs
+        )
+
+    def squared_logit_gradient(self) -> Tensor:
+        """`‖∇_z log π(a)‖² = 1 − 2π(a) + Σ_k π_k²` of each token, `[num_tokens]`, in [0, 2].
+
+        As `(1 − π(a))² + (Σ_k π_k² − π(a)²)`, which does not cancel where π(a) is all but 1.
+
+        Raises:
+            ValueError: If Σπ² was left out.
+        """
+        if self.squared_probs is None:
+            raise ValueError("these token statistics were made without squared_probs")
+        others = (self.squared_probs - (2.0 * self.logprobs).exp()).clamp(min=0.0)
+        return torch.expm1(self.logprobs).square() + others
+
+
+def columns_of(statistics: TokenStatistics) -> tuple[Tensor, ...]:
+    """The statistics in the order of their fields, `[num_tokens]` each; without Σπ² if it was left out."""
+    values = (getattr(statistics, field.name) for field in fields(statistics))
+    return tuple(value for value in values if value is not None)
 
 
 def statistics_from_logits(
     logits: Tensor, targets: Tensor, entropy_gradient: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The three statistics from whole logits.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four statistics from whole logits.
 
     `Σπ²Λ = Σ π² log π + H Σ π²`, an expectation over the vocabulary (arXiv 2602.19208 puts a mean over the sampled
     tokens of the sequence in its place).
@@ -54,7 +79,8 @@ def statistics_from_logits(
         entropy_gradient: Entropies and Σπ²Λ carry gradients as well; log-probabilities always do.
 
     Returns:
-        log-probabilities, entropies and Σπ²Λ, each `[num_tokens]`, in float32 (float64 for float64 logits).
+        log-probabilities, entropies, Σπ²Λ and Σπ² (without gradient), each `[num_tokens]`, in float32 (float64 for
+        float64 logits).
     """
     if logits.dtype != torch.float64:
         logits = logits.float()
@@ -62,12 +88,22 @@ def statistics_from_logits(
     logprobs = all_logprobs.gather(-1, targets[:, None]).squeeze(-1)
     if not entropy_gradient:
         all_logprobs = all_logprobs.detach()
+    return logprobs, *distribution_statistics(all_logprobs)
+
+
+def distribution_statistics(all_logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropies, Σπ²Λ and Σπ² (without gradient), `[num_tokens]` each, from log-probabilities of the vocabulary.
+
+    Args:
+        all_logprobs: `[num_tokens, vocab_size]`, nats.
+    """
     probs = all_logprobs.exp()
     # A token that a mask has made impossible has log π = −∞ and π = 0; its share π log π is 0, not NaN.
     weighted = torch.where(probs > 0, probs * all_logprobs, 0.0)
     entropy = -weighted.sum(-1)
-    squared_prob_lambda = (probs * weighted).sum(-1) + entropy * probs.square().sum(-1)
-    return logprobs, entropy, squared_prob_lambda
+    squared_probs = probs.square().sum(-1)
+    squared_prob_lambda = (probs * weighted).sum(-1) + entropy * squared_probs
+    return entropy, squared_prob_lambda, squared_probs.detach()
 
 
 def token_statistics(
@@ -81,7 +117,7 @@ def token_statistics(
     entropy_gradient: bool = True,
     max_logits_bytes: int = MAX_LOGITS_BYTES,
 ) -> TokenStatistics:
-    """The three statistics from hidden states, for any loss.
+    """The four statistics from hidden states, for any loss.
 
     The logits are made in tiles of some tokens and some of the vocabulary, and again in the backward pass: four matrix
     products of the head. Under autocast the products take its type, the statistics stay float32.
@@ -149,8 +185,8 @@ def chunked_loss(
         UserError: If the bound is not positive.
     """
 
-    def block_loss(logprobs: Tensor, entropy: Tensor, squared_prob_lambda: Tensor, tokens: slice) -> Tensor:
-        return token_loss(TokenStatistics(logprobs, entropy, squared_prob_lambda), tokens)
+    def block_loss(parts: tuple[Tensor, Tensor, Tensor, Tensor], tokens: slice) -> Tensor:
+        return token_loss(TokenStatistics(*parts), tokens)
 
     tiling = make_tiling(hidden_states, head_weight, temperature, softcap, max_logits_bytes, whole_rows=True)
     if tiling.dtype == torch.float16:

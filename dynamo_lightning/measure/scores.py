@@ -120,7 +120,7 @@ def head_scores(
     layer = vocabulary_head(policy)
     projection = HeadProjection.draw(layer.out_features, layer.in_features, num_projections, seed, policy.device)
     scores = torch.zeros(len(rollouts), num_projections, device=policy.device)
-    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts], dtype=torch.int64)
+    lengths = torch.tensor([rollout.response_length for rollout in rollouts], dtype=torch.int64)
     rollout_of_token = torch.arange(len(rollouts)).repeat_interleave(lengths).to(policy.device)
     budget = config.max_tokens_per_micro_batch
     everything, layout = range(len(rollouts)), token_layout(policy)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import MissingFileError, UserError
 from dynamo_lightning.policy import packed_attention
 from dynamo_lightning.policy.dropout import disable_dropout
+from dynamo_lightning.policy.embedded import local_path
 from dynamo_lightning.policy.hub import loading, require_model
 from dynamo_lightning.policy.lora import LoraConfig, add_adapters
 

@@ -137,25 +137,30 @@ class TokenArrays:
     """`[total_length]`."""
     starts: NDArray[np.int64]
     """Position of each sequence in `token_ids`, `[num_sequences + 1]`."""
-    prompt_lengths: NDArray[np.int64]
-    """Prompt tokens of each sequence, `[num_sequences]`."""
+    is_response: NDArray[np.bool_]
+    """True where the policy sampled, `[total_length]`."""
+    response_lengths: NDArray[np.int64]
+    """Response tokens of each sequence, `[num_sequences]`."""
     response_offsets: NDArray[np.int64]
     """Position of each response among the response tokens of all of this rank's rollouts, `[num_sequences]`."""
 
     @classmethod
     def of(cls, rollouts: Sequence[Rollout], indices: Sequence[int]) -> TokenArrays:
         """Arrays of the chosen rollouts, in the order of the indices."""
-        lengths = np.array([len(rollout.token_ids) for rollout in rollouts], dtype=np.int64)
+        response_lengths = np.array([rollout.response_length for rollout in rollouts], dtype=np.int64)
         chosen = [rollouts[i] for i in indices]
-        parts = [part for rollout in chosen for part in (rollout.prompt.token_ids, rollout.token_ids)]
-        prompt_lengths = np.array([len(rollout.prompt.token_ids) for rollout in chosen], dtype=np.int64)
-        rows = np.asarray(indices, dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(prompt_lengths + lengths[rows])])
-        token_ids = np.empty(starts[-1], dtype=np.int32)
-        if parts:
+        lengths = [len(rollout.prompt.token_ids) + len(rollout.token_ids) for rollout in chosen]
+        starts = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))])
+        token_ids, is_response = np.empty(starts[-1], dtype=np.int32), np.empty(starts[-1], dtype=bool)
+        if chosen:
+            parts = [part for rollout in chosen for part in (rollout.prompt.token_ids, rollout.token_ids)]
             np.concatenate(parts, out=token_ids, casting="unsafe")
-        offsets = np.concatenate([[0], np.cumsum(lengths)])[rows]
-        return cls(token_ids, starts, prompt_lengths, offsets)
+            prompts = {id(r.prompt): np.zeros(len(r.prompt.token_ids), dtype=bool) for r in chosen}
+            masks = [part for rollout in chosen for part in (prompts[id(rollout.prompt)], rollout.loss_mask)]
+            np.concatenate(masks, out=is_response)
+        rows = np.asarray(indices, dtype=np.int64)
+        offsets = np.concatenate([[0], np.cumsum(response_lengths)])[rows]
+        return cls(token_ids, starts, is_response, response_lengths[rows], offsets)
 
     def cut(self, rows: Sequence[int], device: torch.device) -> MicroBatch:
         """Lay some of the sequences end to end.
@@ -172,10 +177,12 @@ class TokenArrays:
             return np.repeat(values, lengths)
 
         positions = np.arange(lengths.sum()) - of_each_token(first)
-        token_ids = self.token_ids[positions + of_each_token(self.starts[chosen])].astype(np.int64)
-        response_positions = positions - of_each_token(self.prompt_lengths[chosen])
-        is_response = response_positions >= 0
-        token_indices = (response_positions + of_each_token(self.response_offsets[chosen]))[is_response]
+        places = positions + of_each_token(self.starts[chosen])
+        token_ids = self.token_ids[places].astype(np.int64)
+        is_response = self.is_response[places]
+        counts = self.response_lengths[chosen]
+        before = np.cumsum(counts) - counts
+        token_indices = np.arange(counts.sum()) + np.repeat(self.response_offsets[chosen] - before, counts)
 
         def tensor(values: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(values).to(device)

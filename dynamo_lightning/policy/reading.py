@@ -148,7 +148,7 @@ def probe_rollouts(policy: PreTrainedModel) -> list[Rollout]:
         token += 11
         prompt = Prompt(index, "", "", tuple(tokens[:prompt_length]), "")
         rollouts.append(
-            Rollout(prompt, 0, np.array(tokens[prompt_length:], dtype=np.int32), np.zeros(0, np.float32), "", False)
+            Rollout(prompt, 0, np.array(tokens[prompt_length:], dtype=np.int32), np.zeros(0, np.float32), "")
         )
     return rollouts
 

@@ -1,13 +1,14 @@
-"""When failed rewards stop a run: as soon as it is certain that too many fail, or that a reward always hangs."""
+"""Failed rewards: their shares, and when they stop a run (it is certain that too many fail, or a reward hangs)."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.errors import RunError
-from dynamo_lightning.types import Score
+from dynamo_lightning.types import Outcome, Score
 
 _HANGING_ROUNDS = 3
 """Time-outs of every worker in a row, without a single reward in time, after which a reward is said to hang."""
@@ -110,3 +111,11 @@ def _kinds(failures: Sequence[Score]) -> str:
 
 def _messages(failures: Sequence[Score]) -> str:
     return "".join(f"\n  {message}" for message in list(dict.fromkeys(score.message for score in failures))[:3])
+
+
+def failure_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Share of rollouts whose reward timed out or crashed, dropped ones included."""
+    return {
+        f"rewards/frac_{kind}": statistics.fmean(outcome.score.failure == kind for outcome in outcomes)
+        for kind in ("timeout", "crash")
+    }

@@ -8,15 +8,13 @@ from dataclasses import replace
 from dynamo_lightning.distributed import gather_objects, rank, stop_together, world_size
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.rewards.scorer import RewardScorer
-from dynamo_lightning.types import Rollout, Score
-
-Key = tuple[int, int]
+from dynamo_lightning.types import Key, Rollout, Score
 
 
 def complete_groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     """The groups of all ranks' rollouts, the same on every rank: by prompt id, each by sample index."""
     # Log-probabilities are no part of a reward, and there are as many as tokens.
-    light = gather_objects([replace(rollout, logprobs=rollout.logprobs[:0]) for rollout in rollouts])
+    light = gather_objects([replace(r, logprobs=r.logprobs[:0], token_statistics=None) for r in rollouts])
     groups: dict[int, list[Rollout]] = {}
     for rollout in sorted(light, key=lambda rollout: rollout.key):
         groups.setdefault(rollout.prompt.prompt_id, []).append(rollout)

@@ -211,7 +211,7 @@ class RewardScorer:
             "source": prompt.source,
             **prompt.columns,
             "dataset": prompt.source,
-            "response_length": len(rollout.token_ids),
+            "response_length": rollout.response_length,
             "max_response_length": self.max_response_length,
         }
         if "answers" in self.asked_columns:
@@ -226,7 +226,7 @@ class RewardScorer:
         """The response with its special tokens, but for the one that ended it."""
         if self.tokenizer is None:
             return rollout.text
-        token_ids = rollout.token_ids.tolist()
+        token_ids = rollout.response_ids.tolist()
         if not rollout.truncated and token_ids[-1] in self.tokenizer.all_special_ids:
             token_ids.pop()
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
@@ -318,7 +318,19 @@ class RewardScorer:
         cause = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
         return Score(self._failure_reward, {}, "crash", f"the reward ended its worker process with {cause}")
 
+    def own_score(self, rollout: Rollout) -> Score:
+        """The score of a rollout that needs no reward function: its environment's reward, or its failure."""
+        if rollout.status == "failed":
+            return Score(self._failure_reward, {}, "crash", rollout.failure)
+        assert rollout.environment_reward is not None
+        return Score(rollout.environment_reward, {"environment": rollout.environment_reward})
+
     @property
     def _failure_reward(self) -> float:
         """NaN marks a rollout to drop: it poisons whatever forgets to drop it."""
         return math.nan if self.config.failure_score == "drop" else self.config.failure_score
+
+
+def needs_reward(rollout: Rollout) -> bool:
+    """True unless the rollout's environment has rewarded it or failed."""
+    return rollout.status != "failed" and rollout.environment_reward is None

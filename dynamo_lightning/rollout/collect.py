@@ -8,20 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
+from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, DynamicSamplingConfig
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.distributed import gather_objects, rank, run_seed, stop_together, world_size
-from dynamo_lightning.engines.engine import Engine, SamplingConfig
+from dynamo_lightning.engines.engine import Completion, Engine, Request, SamplingConfig
+from dynamo_lightning.environments import Environment
 from dynamo_lightning.errors import RunError
+from dynamo_lightning.rewards.failures import failure_metrics
 from dynamo_lightning.rewards.group_scoring import score_complete_groups
-from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share
-from dynamo_lightning.rollout.ahead import RolloutsAhead
+from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share, needs_reward
 from dynamo_lightning.rollout.exchange import spread_over_ranks
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
-from dynamo_lightning.training_metrics import failure_metrics
-from dynamo_lightning.types import Collected, Outcome, PromptBatch, Rollout, Score
+from dynamo_lightning.rollout.runner import RolloutRunner
+from dynamo_lightning.types import (
+    Collected,
+    GroupPlan,
+    Key,
+    Outcome,
+    PromptBatch,
+    Rollout,
+    RolloutRequest,
+    Score,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+Taken = tuple[list[Rollout], Rollout, int]
+"""This rank's rollouts of a batch, any of them, and the RL iteration whose weights sampled them."""
 
 
 class RolloutCollector:
@@ -29,26 +44,31 @@ class RolloutCollector:
 
     Args:
         generator: Engine that samples the responses.
+        environment: What answers them.
         scorer: Computes their rewards.
         sampling: Options of sampling.
         passes: Cost of a rollout in the update, see `passes_per_rollout`, by which rollouts are distributed over ranks.
         dynamic_sampling: When to sample further prompts; `None` takes each batch as it is.
+        with_statistics: Have an engine that can give `token_statistics` in training.
     """
 
     def __init__(
         self,
         generator: Engine,
+        environment: Environment,
         scorer: RewardScorer,
         sampling: SamplingConfig,
         passes: tuple[int, int],
         dynamic_sampling: DynamicSamplingConfig | None = None,
+        with_statistics: bool = False,
     ) -> None:
         self.generator = generator
         self.scorer = scorer
         self.sampling = sampling
         self.dynamic_sampling = dynamic_sampling
         self.passes = passes
-        self.ahead = RolloutsAhead(generator, sampling)
+        self.with_statistics = with_statistics
+        self.runner = RolloutRunner(generator, environment, sampling.max_response_length)
 
     def collect(
         self,
@@ -57,6 +77,7 @@ class RolloutCollector:
         datamodule: Any,
         batch: PromptBatch,
         phase: Callable[[str], AbstractContextManager[None]],
+        taken: Taken | None = None,
     ) -> Collected:
         """Sample, score and observe: once, or with dynamic sampling until enough groups have non-zero advantages.
 
@@ -66,43 +87,40 @@ class RolloutCollector:
             datamodule: Splits the batch into parts, observes the outcomes and provides further prompts.
             batch: The global batch of an iteration.
             phase: Timer of a phase, a context manager by its name.
+            taken: Rollouts of the batch, if they are sampled already.
         """
-        sampling = DynamicSampling(len(batch.prompts), self.dynamic_sampling) if self.dynamic_sampling else None
-        rounds: list[list[PromptBatch]] = []
+        search = DynamicSampling(len(batch.prompts), self.dynamic_sampling) if self.dynamic_sampling else None
         rollouts: list[Rollout] = []
         outcomes: list[Outcome] = []
+        plans: list[list[GroupPlan]] = [[], []]  # of pilots, or of whole groups, and of commits
         todo: PromptBatch | None = batch
         while todo is not None:
-            rounds.append([])
             first = len(outcomes)
-            for part in datamodule.parts(todo):  # one, or a pilot and what its outcomes lead to
+            for number, part in enumerate(datamodule.parts(todo)):  # one, or a pilot and what its outcomes lead to
                 with phase("generate"):
-                    sampled, spare = self.ahead.take(part) or self.sample(
-                        policy, tokenizer, part, "train", self.sampling.temperature
+                    own, filler, sampled_at = taken or (
+                        *self.sample(policy, tokenizer, part, "train", self.sampling.temperature),
+                        batch.iteration,
                     )
                 with phase("reward"):
-                    scored = self.score(part, sampled)
-                datamodule.observe(part, self.without_dropped(scored))
-                rounds[-1].append(part)
-                rollouts += sampled
+                    scored = self.score(part, own)
+                datamodule.observe(part, self.without_dropped(scored), sampled_at)
+                plans[number] += part.plans
+                rollouts += own
                 outcomes += scored
-            if sampling is None:
+            if search is None:
                 break
-            sampling.add(todo, self.without_dropped(outcomes[first:]))
-            todo = datamodule.more(batch.iteration, sampling.num_missing)
-        lengths = {prompt.prompt_id: len(prompt.token_ids) for parts in rounds for prompt in parts[0].prompts}
-        metrics = failure_metrics(outcomes)
-        num_tokens = sum(lengths[outcome.prompt_id] + outcome.response_length for outcome in outcomes)
-        parts = rounds[0]
-        if sampling is not None:
-            metrics |= sampling.metrics()
-            parts = [select_prompts(same_part, sampling.kept) for same_part in zip(*rounds, strict=True)]
-            kept = set(sampling.kept)
-            rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
-            outcomes = [outcome for outcome in outcomes if outcome.prompt_id in kept]
-        kept_outcomes = self.without_dropped(outcomes)
-        own = spread_over_ranks(rollouts, kept_outcomes, parts[0].prompts, self.passes)
-        return Collected(tuple(parts), tuple(own), kept_outcomes, spare, num_tokens, metrics)
+            search.add(todo, self.without_dropped(outcomes[first:]))
+            todo = datamodule.more(batch.iteration, search.num_missing)
+        lengths = {plan.prompt.prompt_id: len(plan.prompt.token_ids) for plan in plans[0]}
+        num_tokens = sum(lengths[outcome.prompt_id] + outcome.num_tokens for outcome in outcomes)
+        metrics = failure_metrics(outcomes) | (search.metrics() if search else {})
+        chosen = [plan for part in plans for plan in (search.choose(part) if search else part)]
+        kept = {plan.prompt.prompt_id for plan in chosen}
+        rollouts = [rollout for rollout in rollouts if rollout.prompt.prompt_id in kept]
+        scored = self.without_dropped([outcome for outcome in outcomes if outcome.prompt_id in kept])
+        own = spread_over_ranks(rollouts, scored, [plan.prompt for plan in chosen], self.passes)
+        return Collected(batch.iteration, make_groups(chosen, own, scored), filler, num_tokens, metrics)
 
     def sample(
         self,
@@ -111,34 +129,62 @@ class RolloutCollector:
         batch: PromptBatch,
         stage: str,
         temperature: float,
-        wanted: Collection[tuple[int, int]] | None = None,
+        wanted: Collection[Key] | None = None,
+        submit: bool = True,
     ) -> tuple[list[Rollout], Rollout]:
         """This rank's share of the batch's rollouts, and one rollout that every rank has even if its share is empty.
 
         Each batch that the generator makes is scored from then on, while the next one is sampled; `score` waits for
-        what is left. With `wanted`, only of the rollouts with these keys, at least one, the same on all ranks.
+        what is left.
+
+        Args:
+            policy: The current policy.
+            tokenizer: Decodes the responses.
+            batch: Prompts and group sizes.
+            stage: `train`, or the name of the evaluation.
+            temperature: Divides the logits.
+            wanted: Only the rollouts with these keys, at least one, the same on all ranks.
+            submit: Begin to score them; `False` if something else is scored first.
         """
         every = make_requests(batch, stage, run_seed())
-        chosen = [r for r in every if wanted is None or (r.prompt.prompt_id, r.sample_index) in wanted]
+        chosen = [request for request in every if wanted is None or request.key in wanted]
         requests, num_filled_up = share_of_rank(chosen, rank(), world_size())
         policy.eval()
         num_own = len(requests) - num_filled_up
         rollouts: dict[int, Rollout] = {}
         self.scorer.tokenizer = tokenizer
         self.scorer.watch.expect(len(chosen))
-        for positions in self.generator.batches(requests):
-            sampled = self.generator.generate(
-                policy,
-                tokenizer,
-                [requests[position] for position in positions],
-                max_response_length=self.sampling.max_response_length,
-                temperature=temperature,
-                **self.sampling.stop_options(),
-            )
+        options: dict[str, Any] = {"temperature": temperature, **self.sampling.stop_options()}
+        if stage == "train" and self.with_statistics:
+            options["with_statistics"] = True
+
+        def ask(asked: Sequence[Request]) -> list[Completion]:
+            return self.generator.generate(policy, tokenizer, asked, **options)
+
+        device = policy.device if world_size() > 1 else None
+        for positions in self.generator.batches([len(request.prompt.token_ids) for request in requests]):
+            sampled = self.runner.play(ask, tokenizer, [requests[position] for position in positions], device)
             rollouts.update(zip(positions, sampled, strict=True))
-            if not self.scorer.reward.needs_group:  # a group is scored when it is complete
-                self.scorer.submit([rollouts[position] for position in positions if position < num_own])
+            if submit and not self.scorer.reward.needs_group:  # a group is scored when it is complete
+                own = [rollouts[position] for position in positions if position < num_own]
+                self.scorer.submit([rollout for rollout in own if needs_reward(rollout)])
         return [rollouts[position] for position in range(num_own)], rollouts[0]
+
+    def sample_in_background(
+        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[RolloutRequest]
+    ) -> Callable[[], list[Rollout]]:
+        """A function that samples these rollouts from the weights that were pushed last, in any thread.
+
+        Args:
+            policy: Still has these weights.
+            tokenizer: Decodes the responses.
+            requests: This rank's share.
+        """
+        longest = max(len(request.prompt.token_ids) for request in requests) + self.sampling.max_response_length
+        ask = self.generator.begin(
+            policy, tokenizer, longest=longest, temperature=self.sampling.temperature, **self.sampling.stop_options()
+        )
+        return lambda: self.runner.play(ask, tokenizer, requests)
 
     def score(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> tuple[Outcome, ...]:
         """Outcomes of all ranks' rollouts, by prompt and sample index, on every rank.
@@ -147,7 +193,13 @@ class RolloutCollector:
             RunError: If more rewards failed than `model.scoring.max_failure_share` allows.
         """
         own = [
-            Outcome(rollout.prompt.prompt_id, rollout.sample_index, score, len(rollout.token_ids), rollout.truncated)
+            Outcome(
+                *rollout.key,
+                score,
+                rollout.response_length,
+                rollout.truncated,
+                len(rollout.token_ids) - rollout.response_length,
+            )
             for rollout, score in zip(rollouts, self._scores(batch, rollouts), strict=True)
         ]
         position = {prompt.prompt_id: index for index, prompt in enumerate(batch.prompts)}
@@ -162,15 +214,18 @@ class RolloutCollector:
     def _scores(self, batch: PromptBatch, rollouts: Sequence[Rollout]) -> list[Score]:
         """The scores of this rank's rollouts; an error of any rank is raised on all, which would wait for it."""
         self.scorer.watch.expect(sum(batch.group_sizes))  # of rollouts that were sampled earlier
+        asked = [rollout for rollout in rollouts if needs_reward(rollout)]
         if self.scorer.reward.needs_group:
-            return score_complete_groups(self.scorer, rollouts)
-        scores, message = [], ""
-        try:
-            scores = self.scorer.score(rollouts)
-        except RunError as error:
-            message = str(error)
-        stop_together(message)
-        return scores
+            found = score_complete_groups(self.scorer, asked)
+        else:
+            found, message = [], ""
+            try:
+                found = self.scorer.score(asked)
+            except RunError as error:
+                message = str(error)
+            stop_together(message)
+        scores = iter(found)
+        return [next(scores) if needs_reward(rollout) else self.scorer.own_score(rollout) for rollout in rollouts]
 
     def without_dropped(self, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
         """The outcomes that count: with `model.scoring.failure_score: drop`, those whose reward did not fail."""

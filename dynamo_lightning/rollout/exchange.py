@@ -7,15 +7,16 @@ how rollouts are distributed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dynamo_lightning.distributed import exchange_values, world_size
 from dynamo_lightning.policy.packing import balance
-from dynamo_lightning.types import Outcome, Prompt, Rollout
-
-Key = tuple[int, int]
+from dynamo_lightning.rollout.arrays import RolloutArrays
+from dynamo_lightning.types import Key, Outcome, Prompt, Rollout
 
 
 def spread_over_ranks(
@@ -31,7 +32,7 @@ def spread_over_ranks(
             they are all equal.
 
     Returns:
-        This rank's share of the rollouts of all ranks, sorted by key; without other processes all of its rollouts.
+        This rank's share of the rollouts of all ranks; without other processes all of its rollouts.
     """
     if world_size() == 1:
         return list(rollouts)
@@ -59,7 +60,7 @@ def assign_ranks(
     differing, equal = passes
     ordered = sorted(outcomes, key=lambda outcome: outcome.key)
     costs = [
-        (len(prompts[outcome.prompt_id].token_ids) + outcome.response_length)
+        (len(prompts[outcome.prompt_id].token_ids) + outcome.num_tokens)
         * (differing if len(rewards[outcome.prompt_id]) > 1 else equal)
         for outcome in ordered
     ]
@@ -68,7 +69,7 @@ def assign_ranks(
 
 
 def exchange(rollouts: Sequence[Rollout], owners: Sequence[int], prompts: Mapping[int, Prompt]) -> list[Rollout]:
-    """Send each rollout to the rank that owns it, as arrays: nothing is pickled, and no rank sees another's tokens.
+    """Send each rollout to the rank that owns it, as arrays: no rank sees another's tokens.
 
     Args:
         rollouts: Of this rank.
@@ -79,34 +80,14 @@ def exchange(rollouts: Sequence[Rollout], owners: Sequence[int], prompts: Mappin
         What this rank owns, in the order of the ranks it came from.
     """
     order = np.argsort(np.asarray(owners, dtype=np.int64), kind="stable")
-    sent = [rollouts[i] for i in order]
-    texts = [rollout.text.encode("utf-8", "surrogatepass") for rollout in sent]
-    heads = np.array(
-        [
-            (*rollout.key, len(rollout.token_ids), rollout.truncated, len(text))
-            for rollout, text in zip(sent, texts, strict=True)
-        ],
-        dtype=np.int64,
-    ).reshape(len(sent), 5)
+    arrays = RolloutArrays.of([rollouts[i] for i in order])
+    sizes = arrays.sizes()
     groups = np.asarray(owners, dtype=np.int64)[order]
 
-    def counts(sizes: np.ndarray) -> list[int]:
-        return np.bincount(groups, weights=sizes, minlength=world_size()).astype(int).tolist()
+    def send(name: str, values: NDArray[Any]) -> NDArray[Any]:
+        counts = np.bincount(groups, weights=sizes[name], minlength=world_size()).astype(int)
+        sent = torch.from_numpy(values.view(np.uint8) if values.dtype == bool else values)
+        received = exchange_values(sent, counts.tolist()).numpy()
+        return received.view(bool) if values.dtype == bool else received
 
-    def send(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        return exchange_values(torch.from_numpy(values), counts(sizes)).numpy()
-
-    lengths, text_sizes = heads[:, 2], heads[:, 4]
-    found = send(heads.reshape(-1), np.full(len(sent), 5)).reshape(-1, 5)
-    empty_ids, empty_logprobs = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
-    token_ids = send(np.concatenate([empty_ids, *(rollout.token_ids for rollout in sent)]), lengths)
-    logprobs = send(np.concatenate([empty_logprobs, *(rollout.logprobs for rollout in sent)]), lengths)
-    text = send(np.frombuffer(bytearray(b"".join(texts)), dtype=np.uint8), text_sizes).tobytes()
-    token_ends, text_ends = np.cumsum(found[:, 2]), np.cumsum(found[:, 4])
-    received = []
-    for row, (prompt_id, sample_index, length, truncated, text_size) in enumerate(found.tolist()):
-        tokens = slice(token_ends[row] - length, token_ends[row])
-        words = text[text_ends[row] - text_size : text_ends[row]].decode("utf-8", "surrogatepass")
-        prompt = prompts[prompt_id]
-        received.append(Rollout(prompt, sample_index, token_ids[tokens], logprobs[tokens], words, bool(truncated)))
-    return received
+    return arrays.map(send).rollouts(prompts)

@@ -19,6 +19,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from dynamo_lightning.files import write_atomically
+
 Row = dict[str, Any]
 
 
@@ -28,13 +30,6 @@ def superseded_path(path: Path) -> Path:
     while (aside := path.with_name(f"{path.stem}.superseded-{number}{path.suffix}")).exists():
         number += 1
     return aside
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is, whenever the process is killed, either the old one or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    os.replace(partial, path)
 
 
 class MetricsFile(ExperimentWriter):
@@ -109,7 +104,7 @@ class MetricsFile(ExperimentWriter):
 
     def _write(self, rows: list[Row]) -> None:
         text = self._text(rows[:-1], header=True)
-        replace_text(self._path, text + self._text(rows[-1:]))
+        write_atomically(self._path, text + self._text(rows[-1:]))
         self._last, self._last_offset = (rows[-1] if rows else None), len(text.encode())
 
     def _read(self) -> list[Row]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import lightning as L
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
@@ -71,3 +73,21 @@ def check_validation_interval(trainer: L.Trainer, num_batches: int) -> None:
             f"trainer.val_check_interval={interval} is more than the {reached} RL iterations of an epoch: lower it, or "
             "set trainer.check_val_every_n_epoch=null to count iterations across epochs"
         )
+
+
+def check_number_of_responses(ks: Mapping[str, Sequence[int]], num_samples: int) -> None:
+    """Check that every k of pass@k and maj@k is at least 1 and has enough responses.
+
+    Args:
+        ks: By option.
+        num_samples: Responses to each evaluated prompt.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    for option, values in ks.items():
+        if values and not 1 <= min(values) <= max(values) <= num_samples:
+            raise UserError(
+                f"{option}={list(values)} needs at least {max(values)} responses for each prompt and every k at least "
+                f"1, but data.eval_rollouts_per_prompt is {num_samples}"
+            )

@@ -25,7 +25,7 @@ class GradientClipping:
     def __init__(self, max_norm: float | None = None) -> None:
         self.max_norm = max_norm
         self.norm = 0.0
-        """Of the last optimizer step, before clipping."""
+        """Norm at the last optimizer step, before clipping."""
         self.num_overflows_in_a_row = 0
         """Optimizer steps skipped by the gradient scaler since the last that was taken."""
 

@@ -24,6 +24,11 @@ class UpdateConfig:
     """Add gradients up over processes after every micro-batch instead of after the last: with FSDP each process then
     holds its part of the gradient only, not the whole, for more communication; changes the result by rounding."""
 
+    recompute_logprobs: bool = False
+    """Compute log-probabilities and entropies of all responses before the update even if the engine, being the policy
+    itself in float32, has given them while it sampled; a few responses of every batch are computed in any case, to
+    compare."""
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("num_mini_batches", "num_epochs", "max_tokens_per_micro_batch", "max_logits_bytes"):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dynamo_lightning.distributed import sum_over_ranks
 from dynamo_lightning.losses.policy_loss import LossInputs, PolicyLoss
-from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.experience import Experience
 from dynamo_lightning.update.logprobs import all_statistics
@@ -18,30 +17,6 @@ from dynamo_lightning.update.settings import UpdateSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def step_weights(batch: RolloutBatch, loss: PolicyLoss, step: StepPlan, max_response_length: int) -> Tensor:
-    """Weight of each of this rank's response tokens, see `token_weights`, `[num_tokens]`.
-
-    Args:
-        batch: This rank's rollouts with their advantages.
-        loss: Says how it is normalized.
-        step: The optimizer step.
-        max_response_length: The length limit, tokens.
-    """
-    lengths, counted = batch.response_lengths, step.counted_groups
-    weights = token_weights(
-        batch.group_sizes[batch.group_indices],
-        batch.group_shares[batch.group_indices],
-        lengths,
-        aggregation=loss.aggregation,
-        length_normalisation=loss.length_normalisation,
-        num_prompts=len(batch.group_prompts[counted].unique()),
-        num_rollouts=int(batch.group_sizes[counted].sum()),
-        num_tokens=int(batch.group_tokens[counted].sum()),
-        max_response_length=max_response_length,
-    )
-    return weights.repeat_interleave(lengths)
 
 
 def kept_scale(batch: RolloutBatch, loss: PolicyLoss, step: StepPlan, kept: Tensor) -> Tensor:

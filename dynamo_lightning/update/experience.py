@@ -8,11 +8,13 @@ their entropies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects, gather_values, sum_over_ranks
@@ -20,10 +22,16 @@ from dynamo_lightning.losses.engine_mismatch import engine_weights, mismatch_met
 from dynamo_lightning.losses.modulation import ModulatedAdvantages
 from dynamo_lightning.losses.modulation_inputs import ModulationInputs
 from dynamo_lightning.types import RolloutBatch
-from dynamo_lightning.update.logprobs import all_statistics, check_finite, token_keys
-from dynamo_lightning.update.plan import UpdatePlan, row_indices
-from dynamo_lightning.update.sampling_check import LogpDifference, check_difference, global_difference, sampled_logprobs
+from dynamo_lightning.update.known import know
+from dynamo_lightning.update.logprobs import all_statistics, token_keys
+from dynamo_lightning.update.plan import UpdatePlan, plan_step
+from dynamo_lightning.update.probe import mean_probe_entropy, probe_rollouts
+from dynamo_lightning.update.sampling_check import (
+    LogpDifference,
+    sampled_logprobs,
+)
 from dynamo_lightning.update.settings import UpdateSettings
+from dynamo_lightning.update.token_weights import step_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,12 +61,19 @@ class Experience:
     engine_weights: Tensor | None = None
     """Importance weights of this rank's response tokens, `[num_tokens]`; only if another engine sampled them."""
     difference: LogpDifference = field(default_factory=LogpDifference)
-    """Between the log-probabilities of sampling and of training: of all tokens and ranks, or without `old_logprobs`
-    only of this rank's tokens that are not trained on."""
+    """Between the log-probabilities of sampling and of training: of all tokens and ranks if the plan compares
+    beforehand, else only of this rank's tokens that are not trained on."""
     logp_tolerance: float | None = None
     """Largest mean difference that an update starts with; `None` checks nothing."""
+    token_entropy: Tensor | None = None
+    """Entropy of this rank's response tokens before the update, nats, `[num_tokens]`; NaN where it was not computed."""
     modulation_inputs: ModulationInputs | None = None
-    """What the modulation was computed from; only if it has candidates for later steps."""
+    """Input that the modulation was computed from; only if it has candidates for later steps."""
+    probe: Tensor | None = None
+    """This rank's rollouts whose entropy is measured again after the steps, `[num_rollouts]`, bool; `None`: nothing is
+    measured, on no rank."""
+    probe_entropy: float | None = None
+    """Their mean token entropy before the steps, all ranks, nats."""
 
 
 def prepare_experience(
@@ -81,24 +96,20 @@ def prepare_experience(
     Raises:
         RunError: If a log-probability is not finite, or the difference is larger, on all ranks.
     """
-    everything = range(len(batch.rollouts))
-    loss, config, temperature = settings.loss, settings.config, settings.temperature
-    plan = UpdatePlan.of(batch, loss, config, settings.uses_external_engine, policy.device)
-    statistics = all_statistics(policy, batch, row_indices(plan.beforehand), config, temperature)
-    check_finite(batch, statistics.logprobs)
-    engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], statistics.logprobs)
-    computed = plan.beforehand[batch.token_rollouts].to(policy.device)
-    difference = LogpDifference.of(statistics.logprobs[computed], engine_logprobs[computed])
-    if plan.needs_old_logprobs:
-        difference = global_difference(difference)
-        check_difference(difference, logp_tolerance, policy)
+    loss = settings.loss
+    known = know(policy, batch, settings, logp_tolerance)
+    batch, plan, statistics = known.batch, known.plan, known.statistics
     advantages = batch.advantages[batch.token_rollouts].to(policy.device)
     modulated, token_selection = ModulatedAdvantages(advantages), None
 
     def keys() -> Tensor:
         return token_keys(batch, policy.device)
 
-    inputs = ModulationInputs(statistics, advantages, gather_values, keys)
+    def weights_of_tokens() -> Tensor:
+        whole = plan_step(batch, loss, torch.ones(len(batch.group_sizes), dtype=torch.bool), policy.device)
+        return step_weights(batch, loss, whole, settings.max_response_length).to(policy.device)
+
+    inputs = ModulationInputs(statistics, advantages, gather_values, keys, token_weights=weights_of_tokens)
     if loss.batch_modulation is not None:
         modulated = loss.batch_modulation(inputs)
     if loss.penalty is not None:
@@ -109,12 +120,18 @@ def prepare_experience(
     reference_logprobs = None
     if reference is not None:
         with reference as frozen:
-            reference_logprobs = all_statistics(frozen, batch, everything, config, temperature).logprobs
+            everything = range(len(batch.rollouts))
+            found = all_statistics(frozen, batch, everything, settings.config, settings.temperature)
+            reference_logprobs = found.logprobs
     metrics = {name: total / num_tokens for name, total in totals.items()}
     entropy = metrics.pop("entropy")
+    metrics.update(known.metrics)
+    probe = probe_rollouts(batch, loss)
+    before = mean_probe_entropy(statistics, batch, probe) if probe is not None else None
     weights = None
     if settings.uses_external_engine:
         rollouts = batch.token_rollouts.to(policy.device)
+        engine_logprobs = sampled_logprobs([rollout.logprobs for rollout in batch.rollouts], statistics.logprobs)
         weights, summary = engine_weights(statistics.logprobs, engine_logprobs, rollouts, loss.engine_mismatch)
         metrics.update(mismatch_metrics(gather_objects([summary])))
     return Experience(
@@ -127,7 +144,10 @@ def prepare_experience(
         entropy=entropy,
         token_selection=token_selection,
         engine_weights=weights,
-        difference=difference,
+        difference=known.difference,
         logp_tolerance=logp_tolerance,
+        token_entropy=statistics.entropy.where(known.is_known, math.nan),
         modulation_inputs=inputs if modulated.candidates is not None else None,
+        probe=probe,
+        probe_entropy=before,
     )

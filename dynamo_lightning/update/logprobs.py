@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dynamo_lightning.distributed import derive_seed, run_seed, sum_over_ranks
 from dynamo_lightning.errors import RunError
-from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.losses.token_statistics import TokenStatistics, columns_of
 from dynamo_lightning.policy.packing import MicroBatches
 from dynamo_lightning.policy.reading import response_statistics, token_layout
 from dynamo_lightning.types import RolloutBatch
@@ -31,7 +32,7 @@ def all_statistics(
     """
     num_tokens = int(batch.response_lengths.sum())
     dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
-    columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(3)]
+    columns = [torch.zeros(num_tokens, dtype=dtype, device=policy.device) for _ in range(4)]
     budget = config.max_tokens_per_micro_batch
     layout = token_layout(policy)
     for micro_batch, counts in MicroBatches(batch.rollouts, indices, batch.filler, budget, policy.device, layout):
@@ -39,10 +40,18 @@ def all_statistics(
             policy, micro_batch, temperature=temperature, max_logits_bytes=config.max_logits_bytes
         )
         if counts:
-            parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
-            for column, part in zip(columns, parts, strict=True):
+            for column, part in zip(columns, columns_of(statistics), strict=True):
                 column[micro_batch.token_indices] = part.to(dtype)
     return TokenStatistics(*columns)
+
+
+def engine_statistics(batch: RolloutBatch, policy: PreTrainedModel) -> TokenStatistics:
+    """Statistics that the engine gave of all response tokens of this rank, as `all_statistics` returns them."""
+    empty = np.empty((0, len(fields(TokenStatistics))), dtype=np.float32)
+    given = [rollout.token_statistics for rollout in batch.rollouts if rollout.token_statistics is not None]
+    dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
+    columns = torch.from_numpy(np.concatenate([empty, *given])).to(policy.device, dtype)
+    return TokenStatistics(*columns.unbind(-1))
 
 
 def check_finite(batch: RolloutBatch, logprobs: Tensor) -> None:
@@ -83,5 +92,5 @@ def token_keys(batch: RolloutBatch, device: torch.device) -> Tensor:
     numbers = [np.zeros(0, dtype=np.uint64)]
     for rollout in batch.rollouts:
         seed = derive_seed(run_seed(), "tokens", batch.iteration, *rollout.key)
-        numbers.append(np.random.Philox(key=seed).random_raw(len(rollout.token_ids)))
+        numbers.append(np.random.Philox(key=seed).random_raw(rollout.response_length))
     return torch.from_numpy((np.concatenate(numbers) >> np.uint64(1)).astype(np.int64)).to(device)

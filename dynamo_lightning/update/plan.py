@@ -14,6 +14,9 @@ from dynamo_lightning.losses.weights import counted_groups
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.config import UpdateConfig
 
+NUM_COMPARED = 8
+"""Rollouts of each rank whose statistics are computed again to compare them with the engine's."""
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -54,9 +57,23 @@ class UpdatePlan:
     """The first step needs log-probabilities of the policy that sampled the tokens, of all rollouts."""
     beforehand: Tensor
     """Rollouts whose statistics are computed before the first step, `[num_rollouts]`, bool: all, or only those that no
-    step trains on, for their entropies."""
+    step trains on, for their entropies; if the engine has given them, a sample to compare."""
+    uses_engine_statistics: bool
+    """The engine's statistics are taken for the policy's own; the same on all ranks."""
+    needed: Tensor
+    """Rollouts whose statistics must be known before the first step, `[num_rollouts]`, bool."""
     steps: tuple[StepPlan, ...]
     """All passes over the mini-batches, in order: `num_epochs · num_mini_batches`."""
+
+    @property
+    def compares_beforehand(self) -> bool:
+        """True if the log-probabilities of all rollouts are compared before the first step; else within it."""
+        return self.needs_old_logprobs and not self.uses_engine_statistics
+
+    @property
+    def trained_on(self) -> Tensor:
+        """Rollouts that some step trains on, `[num_rollouts]`, bool."""
+        return torch.stack([step.trained_on for step in self.steps]).any(0)
 
     @classmethod
     def of(
@@ -83,8 +100,10 @@ class UpdatePlan:
         for prompts in split_prompts(num_prompts, config.num_mini_batches):
             groups = (batch.group_prompts >= prompts.start) & (batch.group_prompts < prompts.stop)
             steps.append(plan_step(batch, loss, groups, device or torch.device("cpu"), trained_on))
-        beforehand = torch.ones_like(trained_on) if needs_old_logprobs else ~trained_on
-        return cls(needs_old_logprobs, beforehand, tuple(steps) * config.num_epochs)
+        needed = torch.ones_like(trained_on) if needs_old_logprobs else ~trained_on
+        is_given = not uses_external_engine and not config.recompute_logprobs and has_engine_statistics(batch, device)
+        beforehand = sample_to_compare(batch) if is_given else needed
+        return cls(needs_old_logprobs, beforehand, is_given, needed, tuple(steps) * config.num_epochs)
 
 
 def plan_step(
@@ -119,6 +138,22 @@ def split_prompts(num_prompts: int, num_mini_batches: int) -> list[range]:
     return [range(start, end) for start, end in pairwise(cuts)]
 
 
+def has_engine_statistics(batch: RolloutBatch, device: torch.device | None) -> bool:
+    """True if the engine has given the statistics of all ranks' rollouts."""
+    is_missing = any(rollout.token_statistics is None for rollout in batch.rollouts)
+    return not max_over_ranks(int(is_missing), device or torch.device("cpu"))
+
+
+def sample_to_compare(batch: RolloutBatch) -> Tensor:
+    """A few of this rank's rollouts, others in each iteration, `[num_rollouts]`, bool."""
+    count = len(batch.rollouts)
+    chosen = torch.zeros(count, dtype=torch.bool)
+    if count:
+        spread = torch.arange(min(count, NUM_COMPARED)) * count // min(count, NUM_COMPARED)
+        chosen[(spread + batch.iteration) % count] = True
+    return chosen
+
+
 def row_indices(mask: Tensor) -> list[int]:
     """Positions of the true entries, ascending."""
     indices: list[int] = mask.nonzero().squeeze(-1).tolist()
@@ -136,10 +171,10 @@ def has_gradient(batch: RolloutBatch, loss: PolicyLoss) -> Tensor:
 def uses_old_logprobs(loss: PolicyLoss, config: UpdateConfig, uses_external_engine: bool) -> bool:
     """True if the first step needs statistics of the policy that sampled the tokens before it begins.
 
-    It does if there are several steps, if advantages are modulated, selected or weighted by them. Otherwise the ratio
-    is 1, with the gradient of log π, and the step computes the statistics itself.
+    It does if there are several steps, if advantages are made of, modulated, selected or weighted by them. Otherwise
+    the ratio is 1, with the gradient of log π, and the step computes the statistics itself.
     """
-    several_steps = config.num_epochs > 1 or config.num_mini_batches > 1
+    several_steps = config.num_epochs > 1 or config.num_mini_batches > 1 or loss.advantage.needs_score_norms
     return several_steps or loss.batch_modulation is not None or loss.penalty is not None or uses_external_engine
 
 

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from dynamo_lightning.distributed import gather_objects
 from dynamo_lightning.errors import RunError
+from dynamo_lightning.losses.token_statistics import TokenStatistics, columns_of
 from dynamo_lightning.types import FloatArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dynamo_lightning.engines.engine import Engine
+    from dynamo_lightning.update.settings import UpdateSettings
 
 FULL_PRECISION_TOLERANCE = 1e-3
 HALF_PRECISION_TOLERANCE = 0.05
@@ -38,14 +40,14 @@ class LogpDifference:
     num_tokens: int = 0
 
     def __add__(self, other: LogpDifference) -> LogpDifference:
-        """Of the tokens of both."""
+        """The difference over the tokens of both."""
         return LogpDifference(
             self.total + other.total, max(self.largest, other.largest), self.num_tokens + other.num_tokens
         )
 
     @classmethod
     def of(cls, trained: Tensor, sampled: Tensor) -> LogpDifference:
-        """Of these tokens, `[num_tokens]` each."""
+        """The difference over these tokens, `[num_tokens]` each."""
         if not len(trained):
             return cls()
         difference = (trained.detach().double() - sampled.to(trained.device, torch.float64)).abs()
@@ -68,7 +70,7 @@ def sampling_tolerance(
 ) -> float | None:
     """The largest mean difference that the run goes on with, nats; `None` if there is nothing to compare.
 
-    Rollouts that older weights sampled on purpose (`model.one_step_off`) and tokens drawn from a filtered distribution
+    Rollouts that older weights sampled on purpose (`model.max_staleness`) and tokens drawn from a filtered distribution
     (`model.generator.token_filter`) differ rightly.
 
     Args:
@@ -81,10 +83,27 @@ def sampling_tolerance(
         return None
     if configured is not None:
         return configured
+    return FULL_PRECISION_TOLERANCE if is_exact(generator, policy) else HALF_PRECISION_TOLERANCE
+
+
+def is_exact(generator: Engine, policy: PreTrainedModel) -> bool:
+    """True if sampling and training both compute in float32 or better; called in the precision context of training."""
     device = policy.device.type
     trained = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.dtype
-    is_exact = all(dtype in (torch.float32, torch.float64) for dtype in (trained, generator.engine_dtype(policy)))
-    return FULL_PRECISION_TOLERANCE if is_exact else HALF_PRECISION_TOLERANCE
+    return all(dtype in (torch.float32, torch.float64) for dtype in (trained, generator.engine_dtype(policy)))
+
+
+def takes_engine_statistics(generator: Engine, policy: PreTrainedModel, settings: UpdateSettings) -> bool:
+    """True if log-probabilities and entropies need no pass of their own, because the sampler has them exactly.
+
+    Args:
+        generator: The engine.
+        policy: The policy under training; called in the precision context of training.
+        settings: The options of updates.
+    """
+    if settings.uses_external_engine or settings.config.recompute_logprobs:
+        return False
+    return generator.gives_statistics and is_exact(generator, policy)
 
 
 def check_difference(difference: LogpDifference, tolerance: float | None, policy: PreTrainedModel) -> None:
@@ -110,6 +129,25 @@ def check_difference(difference: LogpDifference, tolerance: float | None, policy
         "positions depend on the length, another model.generator or its dtype; raise model.sampling.logp_tolerance "
         "only if the precision explains the difference"
     )
+
+
+def check_statistics(
+    given: TokenStatistics, computed: TokenStatistics, chosen: Tensor, tolerance: float | None, policy: PreTrainedModel
+) -> None:
+    """Stop a run whose engine gives other statistics of its distributions than the policy has; called on all ranks.
+
+    Args:
+        given: By the engine, `[num_tokens]` each.
+        computed: By the policy in one pass, `[num_tokens]` each.
+        chosen: Tokens to compare, `[num_tokens]`, bool.
+        tolerance: Largest mean difference, nats; `None` checks nothing.
+        policy: For its name and kernel.
+
+    Raises:
+        RunError: As `check_difference` does.
+    """
+    for one, other in zip(columns_of(given), columns_of(computed), strict=True):
+        check_difference(global_difference(LogpDifference.of(other[chosen], one[chosen])), tolerance, policy)
 
 
 def sampled_logprobs(logprobs: Sequence[FloatArray], like: Tensor) -> Tensor:

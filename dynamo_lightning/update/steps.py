@@ -19,12 +19,13 @@ from dynamo_lightning.losses.token_statistics import TokenStatistics
 from dynamo_lightning.policy.packing import MicroBatch, MicroBatches
 from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import gradient_sync
-from dynamo_lightning.update.denominators import advantages_at_later_step, kept_scale, step_weights
+from dynamo_lightning.update.denominators import advantages_at_later_step, kept_scale
 from dynamo_lightning.update.experience import Experience
 from dynamo_lightning.update.logprobs import check_finite
 from dynamo_lightning.update.plan import StepPlan, row_indices
 from dynamo_lightning.update.sampling_check import LogpDifference, sampled_logprobs
 from dynamo_lightning.update.settings import UpdateSettings
+from dynamo_lightning.update.token_weights import step_weights
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer

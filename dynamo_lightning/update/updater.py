@@ -17,6 +17,9 @@ from dynamo_lightning.policy.dropout import set_training_mode
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.clipping import GradientClipping
 from dynamo_lightning.update.experience import Experience, prepare_experience
+from dynamo_lightning.update.logprobs import all_statistics
+from dynamo_lightning.update.plan import row_indices
+from dynamo_lightning.update.probe import mean_probe_entropy
 from dynamo_lightning.update.sampling_check import (
     LogpDifference,
     check_difference,
@@ -37,7 +40,7 @@ class UpdateResult:
     metrics: Mapping[str, float]
     """Those of the experience, and means over the optimizer steps; each a global sum over a global denominator."""
     gradient_norms: tuple[float, ...]
-    """Of each step, before clipping; empty if no rollout had a gradient."""
+    """Norm at each step, before clipping; empty if no rollout had a gradient."""
 
 
 class PolicyUpdater:
@@ -79,7 +82,7 @@ class PolicyUpdater:
         sums: dict[str, Tensor] = {}
         num_steps = 0
         num_overflows = 0
-        difference = experience.difference if experience.plan.needs_old_logprobs else None
+        difference = experience.difference if experience.plan.compares_beforehand else None
         for step in experience.plan.steps:
             if not step.is_skipped:
                 trained.optimizer.zero_grad()
@@ -106,6 +109,12 @@ class PolicyUpdater:
         if difference is None:
             difference = checked_difference(trained.policy, experience, LogpDifference())
         entropy = experience.entropy + means.pop("entropy", 0.0)
+        if experience.probe is not None and experience.probe_entropy is not None:
+            indices = row_indices(experience.probe)
+            batch, settings = experience.batch, self.settings
+            after = all_statistics(trained.policy, batch, indices, settings.config, settings.temperature)
+            change = mean_probe_entropy(after, batch, experience.probe) - experience.probe_entropy
+            means["probe/entropy_change"] = change
         if trained.scaler is not None:
             means["frac_overflow"] = num_overflows / max(1, num_steps)
         metrics = {**experience.metrics, **means, **difference_metrics(difference), "entropy": entropy}

@@ -1,6 +1,6 @@
 import pytest
 
-from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, DynamicSamplingConfig, select_prompts
+from dynamo_lightning.allocation.dynamic_sampling import DynamicSampling, DynamicSamplingConfig
 from dynamo_lightning.types import Outcome, Score
 
 
@@ -75,13 +75,14 @@ def test_a_failed_reward_counts_with_its_total(make_prompt, make_batch):
     assert sampling.num_missing == 0
 
 
-def test_selected_prompts_keep_their_allocation(make_round):
-    first, _ = make_round([[1, 0], [1, 1, 1]], 0)
-    second, _ = make_round([[0, 1, 1, 0]], 10)
-    batch = select_prompts([first, second], [10, 0])
-    assert [prompt.prompt_id for prompt in batch.prompts] == [10, 0]
-    assert (batch.group_sizes, batch.iteration) == ((4, 2), 5)
-    assert [(plan.first_sample_index, plan.share) for plan in batch.plans] == [(0, 1.0), (0, 1.0)]
+def test_chosen_prompts_keep_their_groups(make_round):
+    search = DynamicSampling(2, DynamicSamplingConfig())
+    rounds = [make_round([[1, 0], [1, 1, 1]], 0), make_round([[0, 1, 1, 0]], 10)]
+    for batch, outcomes in rounds:
+        search.add(batch, outcomes)
+    chosen = search.choose([plan for batch, _ in rounds for plan in batch.plans])
+    assert [(plan.prompt.prompt_id, plan.size) for plan in chosen] == [(0, 2), (10, 4)]
+    assert [(plan.first_sample_index, plan.share) for plan in chosen] == [(0, 1.0), (0, 1.0)]
 
 
 def test_at_least_one_round_is_needed():

@@ -1,14 +1,17 @@
 """A pilot keeps the gradient unbiased as two estimators with fixed weights; pooled, it does not: by enumeration."""
 
+import functools
 import itertools
 from dataclasses import replace
 from math import comb
 
 import numpy as np
 import pytest
+import torch
 
 from dynamo_lightning.allocation import (
     BetaPosterior,
+    NeymanRule,
     PaperBernoulli,
     PromptStatistics,
     RLOORule,
@@ -18,6 +21,11 @@ from dynamo_lightning.allocation import (
     pilot_weights,
     sample_bernoulli_variance,
 )
+from dynamo_lightning.errors import UserError
+from dynamo_lightning.losses.advantages import GRPO, RLOO, DrGRPO, WReinforce
+from dynamo_lightning.losses.optimal_baseline import OptimalBaseline
+from dynamo_lightning.losses.policy_loss import PolicyLoss
+from dynamo_lightning.types import GroupedRewards
 
 RATES = np.array([0.1, 0.3, 0.5])
 IDS = [10, 20, 30]
@@ -152,3 +160,90 @@ def test_a_pilot_counts_tokens_too():
     weights = pilot_weights(estimate, IDS, request)
     sizes = allocate_commit(estimate, IDS, weights, request)
     assert ((PILOT + sizes) * estimate.response_length).sum() <= BUDGET * 30
+
+
+def cross_gradient(pilot, k, m, w):
+    """Of rewards and scores r − p with the library's shared baselines, as a function of p."""
+    rewards = torch.tensor([1.0] * pilot + [0.0] * (PILOT - pilot) + [1.0] * k + [0.0] * (m - k), dtype=torch.float64)
+    is_pilot = torch.arange(PILOT + m) < PILOT
+    scored = GroupedRewards(
+        rewards.float(), (~is_pilot).long(), torch.full((PILOT + m,), 7), torch.arange(PILOT + m), is_pilot=is_pilot
+    )
+    advantages = RLOO().of(scored).double()
+    share = torch.where(is_pilot, w / PILOT, (1 - w) / m)
+    return lambda p: float((share * advantages * (rewards - p)).sum())
+
+
+def expectation_of(gradient_of, request):
+    """Expectation over all pilot and commit outcomes, `[num_prompts]`."""
+    before, total = history().estimate(IDS, 1), np.zeros(3)
+    weights = pilot_weights(before, IDS, request)
+    for successes in itertools.product(range(PILOT + 1), repeat=3):
+        chance = np.prod([chances(rate, PILOT)[k] for rate, k in zip(RATES, successes, strict=True)])
+        statistics = history()
+        statistics.observe(IDS, successes, [PILOT] * 3, 1)
+        sizes = allocate_commit(statistics.estimate(IDS, 1), IDS, weights, request)
+        for i, (rate, size) in enumerate(zip(RATES, sizes.tolist(), strict=True)):
+            for k, commit_chance in enumerate(chances(rate, size)):
+                total[i] += chance * commit_chance * gradient_of(successes[i], k, size, float(weights[i]))(rate)
+    return total
+
+
+@functools.cache
+def cached_cross(pilot, k, m, w):
+    return cross_gradient(pilot, k, m, w)
+
+
+def test_cross_baselines_are_unbiased_though_the_pilot_decides_the_commits_size():
+    request = replace(REQUEST, pilot_baseline="cross")
+    found = expectation_of(cached_cross, request)
+    np.testing.assert_allclose(found, RATES * (1 - RATES), rtol=1e-6)
+
+
+def test_leave_one_out_of_both_parts_for_the_pilot_too_is_biased():
+    """Guard: the pilot's baseline may not depend on the commit's size, else this is what comes of it."""
+    request = replace(REQUEST, pilot_baseline="pooled")
+    found = expectation_of(lambda pilot, k, m, w: lambda p: gradient(pilot + k, PILOT + m), request)
+    assert (found / (RATES * (1 - RATES)) - 1 < -0.005).all()
+
+
+def test_cross_weights_are_the_best_for_the_expected_commit_sizes():
+    request = replace(REQUEST, pilot_baseline="cross")
+    before = history().estimate(IDS, 1)
+    weights = pilot_weights(before, IDS, request)
+    m = allocate_rollouts(before, IDS, BUDGET - 3 * PILOT, max(2, LOW - PILOT), HIGH - PILOT, NeymanRule())
+
+    def variance(w):
+        return w**2 * (1 + 1 / m) / PILOT + (1 - w) ** 2 * (1 + 1 / (PILOT + m - 1)) / m
+
+    for other in np.linspace(0.01, 0.99, 99):
+        assert (variance(weights) <= variance(np.full(3, other)) + 1e-15).all()
+
+
+def test_pooled_commit_sizes_are_those_of_one_group_less_the_pilot():
+    request = replace(REQUEST, pilot_baseline="pooled")
+    estimate = history().estimate(IDS, 1)
+    sizes = allocate_commit(estimate, IDS, pilot_weights(estimate, IDS, request), request)
+    whole = allocate_rollouts(estimate, IDS, BUDGET, LOW, HIGH, RLOORule())
+    assert (PILOT + sizes).tolist() == whole.tolist()
+
+
+def test_cross_baselines_by_hand():
+    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    is_pilot = torch.tensor([True, True, False, False, False, False])
+    scored = GroupedRewards(rewards, (~is_pilot).long(), torch.full((6,), 3), torch.arange(6), is_pilot=is_pilot)
+    # Pilot: the commit's mean 3/4. Commit: 3/5 of the others are right if one is right itself, 4/5 if wrong.
+    assert RLOO().of(scored).tolist() == pytest.approx([0.25, -0.75, 0.4, 0.4, -0.8, 0.4])
+
+
+@pytest.mark.parametrize("advantage", [GRPO(), DrGRPO(), WReinforce()])
+def test_advantages_that_a_pilot_would_bias_refuse_it(advantage):
+    loss = PolicyLoss(advantage=advantage)
+    loss.check_pilot(0)
+    with pytest.raises(UserError, match=rf"{type(advantage).__name__} does not go with data.pilot=4"):
+        loss.check_pilot(4)
+
+
+def test_rloo_and_the_optimal_baseline_take_a_pilot():
+    for advantage in (RLOO(), OptimalBaseline()):
+        PolicyLoss(advantage=advantage).check_pilot(4)

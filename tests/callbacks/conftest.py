@@ -45,7 +45,6 @@ def make_record(
             (5, 6, 7),
             (-1.0,) * 3,
             f"response {o.prompt_id}.{o.sample_index}",
-            False,
         )
         for o in outcomes
     )
@@ -141,7 +140,7 @@ class ScriptedModule(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train(folder, callbacks, script=make_record, epoch_length=4, ckpt_path=None, version=0, **options):
+def train(folder, callbacks, script=make_record, epoch_length=4, ckpt_path=None, version=0, loggers=(), **options):
     """Fits the script; returns trainer, module and every value that reached the logger, by name."""
     logger = CSVLogger(folder, name="run", version=version)
     defaults = dict(
@@ -152,7 +151,7 @@ def train(folder, callbacks, script=make_record, epoch_length=4, ckpt_path=None,
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer = Trainer(logger=logger, callbacks=callbacks, **(defaults | options))
+    trainer = Trainer(logger=[logger, *loggers] if loggers else logger, callbacks=callbacks, **(defaults | options))
     module = ScriptedModule(script)
     logged = {}
     write = logger.log_metrics

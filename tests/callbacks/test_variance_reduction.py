@@ -3,9 +3,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from dynamo_lightning.callbacks import VarianceReductionMonitor, variance_reduction
-from dynamo_lightning.callbacks.variance_reduction import measured_variances, variance_ratios
+from dynamo_lightning.callbacks.variance_reduction import measured_split, measured_variances, variance_ratios
 from dynamo_lightning.distributed import derive_seed, run_seed
 from dynamo_lightning.engines.engine import SamplingConfig
 from dynamo_lightning.measure.moments import kernel_moments
@@ -120,7 +121,7 @@ def play(script, scripted, tiny_policy, train, monkeypatch):
     monkeypatch.setattr(scripted.Module, "sampling", SamplingConfig(temperature=0.9), raising=False)
 
     def run(monitor, **options):
-        return train([monitor], script=script, **options)
+        return train([monitor], **{"script": script, **options})
 
     return run
 
@@ -211,3 +212,44 @@ def test_ranks_that_share_the_rollouts_measure_what_one_measures(play, script, m
 
 def seed_of(record):
     return derive_seed(run_seed(), "measure", record.batch.iteration)
+
+
+def with_advantages(record, advantage_of):
+    """The record as if its rollouts had been trained on with these advantages."""
+    rewards = {outcome.key: outcome.score.reward for outcome in record.outcomes}
+    advantages = torch.tensor([advantage_of(rewards[rollout.key]) for rollout in record.rollouts])
+    return replace(record, trained=SimpleNamespace(rollouts=record.rollouts, advantages=advantages))
+
+
+def test_split_of_the_used_advantage_by_hand(make_record):
+    record = make_record(rewards=[(1, 0, 0, 1), (1, 0, 0, 0)], variances=[0.25] * 2)
+    record = with_advantages(record, lambda reward: reward - 0.5)
+    rng = np.random.default_rng(0)
+    scores = scores_of(record, lambda o: rng.standard_normal(3))
+    split = measured_split(record, scores, [0, 1])
+    own, equal = measured_variances(record, scores, [0, 1])
+    assert (split.placed, split.equal) == pytest.approx((own, equal))
+    expected = sum(
+        np.var([(o.score.reward - 0.5) * scores[o.key] for o in record.outcomes if o.prompt_id == i], axis=0, ddof=1)
+        .sum() / 4
+        for i in (0, 1)
+    )  # fmt: skip
+    assert split.used == pytest.approx(expected)
+
+
+def test_split_and_noise_scale_are_logged_for_unbiased_advantages(play, script, scripted, monkeypatch):
+    def trained(iteration):
+        return with_advantages(script(iteration), lambda reward: reward - 0.25)
+
+    loss = SimpleNamespace(advantage=SimpleNamespace(is_unbiased=True))
+    monkeypatch.setattr(scripted.Module, "loss", loss, raising=False)
+    monitor = VarianceReductionMonitor(measure_every=1, num_projections=8)
+    logged = play(monitor, epoch_length=4, script=trained).logged
+    assert len(logged["alloc/total_variance_ratio"]) == len(logged["alloc/baseline_variance_ratio"]) == 4
+    assert len(monitor.state_dict()["splits"]) == 4
+    other = VarianceReductionMonitor()
+    other.load_state_dict(monitor.state_dict())
+    assert other.state_dict() == monitor.state_dict()
+    loss.advantage.is_unbiased = False
+    logged = play(VarianceReductionMonitor(measure_every=1, num_projections=8), epoch_length=2, script=trained).logged
+    assert not {name for name in logged if "total" in name or "baseline" in name}

@@ -14,7 +14,7 @@ from dynamo_lightning.data.arithmetic import (
     split_problems,
     write_task,
 )
-from dynamo_lightning.embedded import local_path
+from dynamo_lightning.policy.embedded import local_path
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.rewards import MathReward
 

@@ -24,8 +24,8 @@ from dynamo_lightning.data.chain import (
 )
 from dynamo_lightning.data.prompts import load_prompts
 from dynamo_lightning.data.source import PromptSource
-from dynamo_lightning.embedded import local_path
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.policy.embedded import local_path
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 
 MODEL = "embedded:chain-qwen3"
@@ -178,6 +178,7 @@ def test_exact_success_is_the_product_of_the_tokens_probabilities(shipped):
 def test_exact_success_agrees_with_sampling(shipped):
     """128 responses to each of two chains, within four standard deviations."""
     from dynamo_lightning.engines.transformers import TransformersEngine
+    from dynamo_lightning.rollout.runner import sample_rollouts
     from dynamo_lightning.types import Prompt, RolloutRequest
 
     policy, tokenizer = shipped
@@ -188,8 +189,8 @@ def test_exact_success_agrees_with_sampling(shipped):
     for chain, rate in zip(chains, read_right_responses(policy, tokenizer, chains).success_rates, strict=True):
         prompt = Prompt(1, chain.prompt, chain.prompt, tuple(tokenizer(chain.prompt).input_ids), chain.answer)
         requests = [RolloutRequest(prompt, index, seeds.getrandbits(62)) for index in range(128)]
-        rollouts = TransformersEngine(128).generate(
-            policy, tokenizer, requests, max_response_length=52, temperature=1.0
+        rollouts = sample_rollouts(
+            TransformersEngine(128), policy, tokenizer, requests, max_response_length=52, temperature=1.0
         )
         right = np.mean([ChainReward()(chain.prompt, rollout.text, chain.answer) for rollout in rollouts])
         assert abs(right - rate) <= 4 * np.sqrt(rate * (1 - rate) / 128)

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dynamo_lightning import embedded
 from dynamo_lightning.data.prompts import load_prompts, prompt_id
 from dynamo_lightning.data.source import PromptSource
+from dynamo_lightning.policy import embedded
 
 ROWS = [{"prompt": "1+1=", "answer": "2", "level": 1}, {"prompt": "1+2=", "answer": "3", "level": 2}]
 

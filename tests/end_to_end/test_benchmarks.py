@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dynamo_lightning.cli import main, shipped_configs
-from dynamo_lightning.embedded import local_path
+from dynamo_lightning.policy.embedded import local_path
 
 REPORT = '--trainer.callbacks+={"class_path": "dynamo_lightning.callbacks.BenchmarkReport"}'
 COLUMNS = {"source", "prompt_id", "row", "sample_index", "question", "answer", "response", "final_answer", "reward",
@@ -63,14 +63,15 @@ def test_a_second_run_samples_only_what_is_missing(config, monkeypatch):
     )  # two lost, one torn
     asked = []
     from dynamo_lightning.engines.transformers import TransformersEngine
+    from dynamo_lightning.rollout.runner import RolloutRunner
 
-    generate = TransformersEngine.generate
+    play = RolloutRunner.play
 
-    def counted(self, policy, tokenizer, requests, **settings):
+    def counted(self, sample, tokenizer, requests, *options):
         asked.extend(requests)
-        return generate(self, policy, tokenizer, requests, **settings)
+        return play(self, sample, tokenizer, requests, *options)
 
-    monkeypatch.setattr(TransformersEngine, "generate", counted)
+    monkeypatch.setattr(RolloutRunner, "play", counted)
     again = evaluate(config).trainer.callback_metrics
     assert len(asked) == 1 + 4
     assert again == first
@@ -99,6 +100,9 @@ def test_a_second_run_samples_only_what_is_missing(config, monkeypatch):
     monkeypatch.setattr(TransformersEngine, "settings", lambda self: {"top_p": 0.9})
     evaluate(config)
     assert len(asked) == 24, "another way of sampling"
+    asked.clear()
+    evaluate(config, "--model.environment=conversations.Countdown", "--model.environment.tries=1")
+    assert len(asked) == 24, "another environment"
     asked.clear()
     evaluate(config, "--model.policy.dtype=bfloat16")
     assert len(asked) == 24, "another type of the weights"

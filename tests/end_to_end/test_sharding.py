@@ -25,7 +25,7 @@ def make_policy(architecture, tied):
 def gradients(policy):
     """Of a loss over three rollouts, by parameter."""
     prompt = Prompt(0, "", "", (5, 6, 7), "")
-    rollouts = [Rollout(prompt, i, tuple(range(8, 8 + length)), (), "", False) for i, length in enumerate((3, 9, 5))]
+    rollouts = [Rollout(prompt, i, tuple(range(8, 8 + length)), (), "") for i, length in enumerate((3, 9, 5))]
     micro_batch = make_micro_batch(rollouts, [1, 0, 2], torch.device("cpu"))
     loss = response_loss(policy, micro_batch, lambda s, _: -s.logprobs.sum(), couples_tokens=False, temperature=1.0)
     loss.backward()

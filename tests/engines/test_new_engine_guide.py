@@ -10,6 +10,7 @@ import torch
 from dynamo_lightning.cli import main
 from dynamo_lightning.engines.vllm.weights import sequence_logprobs
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import RolloutRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "new_engine.md"
@@ -34,7 +35,7 @@ def policy(tiny_policy):
 
 def generate(engine, policy, tiny_policy, requests, **options):
     options = {"max_response_length": 6, "temperature": 1.0, **options}
-    return engine.generate(policy, load_tokenizer(tiny_policy), requests, **options)
+    return sample_rollouts(engine, policy, load_tokenizer(tiny_policy), requests, **options)
 
 
 def test_logprobs_are_those_of_the_policy(plain_engine, policy, tiny_policy, make_prompt):

@@ -9,6 +9,7 @@ from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.policy.logits import own_logits
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import RolloutRequest
 
 
@@ -49,8 +50,9 @@ def tokenizer(tiny_policy):
 def sample(policy, tokenizer, make_prompt, temperature=1.0, **stop):
     requests = [RolloutRequest(make_prompt(i, (5, 6, 7 + i)), 0, 100 + i) for i in range(8)]
     options = SamplingConfig(**stop).stop_options()
-    return TransformersEngine().generate(
-        policy, tokenizer, requests, max_response_length=40, temperature=temperature, **options
+    engine = TransformersEngine()
+    return sample_rollouts(
+        engine, policy, tokenizer, requests, max_response_length=40, temperature=temperature, **options
     )
 
 

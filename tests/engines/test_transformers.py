@@ -4,6 +4,7 @@ import torch
 from dynamo_lightning.engines.transformers import TransformersEngine, gumbel_noise
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt
 
 
@@ -26,8 +27,8 @@ def requests(tokenizer, make_batch):
 
 def generate(policy, tokenizer, requests, batch_size=64, max_response_length=12, temperature=1.0):
     generator = TransformersEngine(batch_size)
-    return generator.generate(
-        policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
+    return sample_rollouts(
+        generator, policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
     )
 
 

@@ -22,6 +22,7 @@ from dynamo_lightning.engines.vllm.server import VLLMServerEngine
 from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.rollout.requests import make_requests
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt, RolloutRequest
 
 
@@ -84,8 +85,8 @@ def move(policy, scale, seed=1):
 
 
 def sample(generator, policy, tokenizer, requests, temperature=1.0, max_response_length=12):
-    return generator.generate(
-        policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
+    return sample_rollouts(
+        generator, policy, tokenizer, requests, max_response_length=max_response_length, temperature=temperature
     )
 
 

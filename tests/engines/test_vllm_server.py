@@ -8,10 +8,12 @@ import fake_vllm_server
 import pytest
 import torch
 
+from dynamo_lightning.engines.engine import Request
 from dynamo_lightning.engines.vllm import client
 from dynamo_lightning.engines.vllm.client import ServerRefused
 from dynamo_lightning.engines.vllm.server import VLLMServerEngine
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
+from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import RolloutRequest
 
 
@@ -54,8 +56,9 @@ def requests(make_prompt):
 
 
 def generate(generator, policy, requests, tiny_policy, max_response_length=8):
-    return generator.generate(
-        policy, load_tokenizer(tiny_policy), requests, max_response_length=max_response_length, temperature=1.0
+    tokenizer = load_tokenizer(tiny_policy)
+    return sample_rollouts(
+        generator, policy, tokenizer, requests, max_response_length=max_response_length, temperature=1.0
     )
 
 
@@ -261,14 +264,15 @@ def wait_until(condition, seconds=5.0):
 def test_closing_the_engine_cancels_what_the_servers_work_on(policy, servers, make_generator, requests, tiny_policy):
     generator = make_generator(servers, time_limit=60.0)
     generator.sync(policy, 0)
-    sample = generator.begin(policy, load_tokenizer(tiny_policy), requests, max_response_length=8, temperature=1.0)
+    sample = generator.begin(policy, load_tokenizer(tiny_policy), longest=20, temperature=1.0)
+    asked = [Request(request.prompt.token_ids, request.seed, 8) for request in requests]
     for server in servers:
         server.seconds = 60.0
     errors = []
 
     def run():
         try:
-            sample()
+            sample(asked)
         except RuntimeError as error:
             errors.append(str(error))
 

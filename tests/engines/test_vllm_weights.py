@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from dynamo_lightning.engines.vllm.engine import Completion, TokenFilter, check_completions
+from dynamo_lightning.engines.vllm.engine import Output, TokenFilter, check_outputs
 from dynamo_lightning.engines.vllm.weights import (
     cast_weights,
     checksum,
@@ -118,12 +118,12 @@ def test_impossible_filters_are_refused(options):
 
 
 def test_responses_from_other_weights_stop_the_run():
-    good = Completion((5,), (-1.0,), frozenset({"7"}))
-    check_completions([good], "7")
+    good = Output((5,), (-1.0,), frozenset({"7"}))
+    check_outputs([good], "7")
     with pytest.raises(RuntimeError, match="from weights of version 6, 7 instead of 7"):
-        check_completions([good, Completion((5,), (-1.0,), frozenset({"6", "7"}))], "7")
+        check_outputs([good, Output((5,), (-1.0,), frozenset({"6", "7"}))], "7")
     with pytest.raises(RuntimeError, match="not finite"):
-        check_completions([Completion((5,), (float("-inf"),), frozenset({"7"}))], "7")
+        check_outputs([Output((5,), (float("-inf"),), frozenset({"7"}))], "7")
 
 
 SHARDED = """

@@ -182,12 +182,22 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     """
     from transformers.models.auto import tokenization_auto
 
+    from dynamo_lightning.allocation.groups import make_groups
     from dynamo_lightning.engines.engine import SamplingConfig
     from dynamo_lightning.export import export_policy
     from dynamo_lightning.module import PolicyModule
     from dynamo_lightning.policy.logits import own_logits
     from dynamo_lightning.policy.reading import token_layout
-    from dynamo_lightning.types import Collected, GroupPlan, Outcome, Prompt, PromptBatch, RolloutRequest, Score
+    from dynamo_lightning.rollout.runner import sample_rollouts
+    from dynamo_lightning.types import (
+        Collected,
+        GroupPlan,
+        Outcome,
+        Prompt,
+        PromptBatch,
+        RolloutRequest,
+        Score,
+    )
     from dynamo_lightning.update.config import UpdateConfig
     from dynamo_lightning.update.join import join
     from dynamo_lightning.update.sampling_check import sampling_tolerance
@@ -222,15 +232,17 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     for iteration in range(2):
         requests = [RolloutRequest(p, k, 1000 * iteration + 10 * p.prompt_id + k) for p in prompts for k in range(3)]
         module.policy.eval()
-        rollouts = module.collector.generator.generate(
-            module.policy, module.tokenizer, requests, max_response_length=20, temperature=1.0
+        engine = module.collector.generator
+        rollouts = sample_rollouts(
+            engine, module.policy, module.tokenizer, requests, max_response_length=20, temperature=1.0
         )
         outcomes = [
             Outcome(r.prompt.prompt_id, r.sample_index, Score(float(r.sample_index == 1), {}), len(r.token_ids), False)
             for r in rollouts
         ]
         batch = PromptBatch(iteration, [GroupPlan(prompt, size=3) for prompt in prompts])
-        collected = Collected((batch,), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
+        groups = make_groups(batch.plans, rollouts, outcomes)
+        collected = Collected(iteration, groups, rollouts[0], 0, {})
         joined = join(collected, module.loss.advantage)
         tolerance = sampling_tolerance(None, module.collector.generator, module.policy, staleness=0)
         experience = module.updater.prepare(module.policy, joined, logp_tolerance=tolerance)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.types import Collected, Outcome, Rollout, Score
@@ -67,14 +68,15 @@ def make_rollouts(make_prompt, make_batch, rewards=REWARDS, iteration=0):
     for prompt, group in zip(prompts, rewards, strict=True):
         for index, reward in enumerate(group):
             response = tokens(1, 12, prompt.prompt_id, index)
-            rollouts.append(Rollout(prompt, index, response, (0.0,) * len(response), "", False))
+            rollouts.append(Rollout(prompt, index, response, (0.0,) * len(response), ""))
             outcomes.append(Outcome(prompt.prompt_id, index, Score(reward, {}), len(response), False))
     return batch, outcomes, rollouts
 
 
 def assign(module, parts, outcomes, rollouts):
     """The rollouts with their advantages."""
-    collected = Collected(tuple(parts), tuple(rollouts), tuple(outcomes), rollouts[0], 0, {})
+    groups = make_groups([plan for part in parts for plan in part.plans], rollouts, outcomes)
+    collected = Collected(parts[0].iteration, groups, rollouts[0], 0, {})
     return join(collected, module.loss.advantage)
 
 

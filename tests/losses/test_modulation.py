@@ -80,7 +80,7 @@ def make_statistics(num_tokens=400, seed=0):
 
 
 def part_of(statistics, rows):
-    return TokenStatistics(statistics.logprobs[rows], statistics.entropy[rows], statistics.squared_prob_lambda[rows])
+    return TokenStatistics(*(column[rows] for column in vars(statistics).values()))
 
 
 @pytest.mark.parametrize("normaliser", ["max", "quantile"])

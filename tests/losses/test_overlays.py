@@ -36,6 +36,7 @@ def loss_of(monkeypatch, tmp_path):
         ("kl_cov", "penalty", "covariance.KLCov", {"penalised_share": 2e-3, "coefficient": 1.0}),
         ("kl_cov", "surrogate", "surrogate.UnclippedSurrogate", {}),
         ("w_reinforce", "advantage", "advantages.WReinforce", {"positive_weight": 0.1}),
+        ("entropy_budget", "modulation", "entropy_budget.EntropyBudget", {"budget": 0.001, "probe_every": 4}),
         ("steer", "modulation", "steer.Steer", {"min_weight": 0.8, "exponent": 2}),
         ("gspo", "surrogate", "gspo.GSPO", {"sequence_clip_low": 3e-4, "sequence_clip_high": 4e-4}),
         ("cispo", "surrogate", "cispo.CISPO", {"max_ratio": 5.0, "min_ratio": 0.0}),
@@ -50,6 +51,13 @@ def test_overlay_over_grpo(loss_of, overlay, part, class_name, options):
     assert {name: given[name] for name in options} == options
     if part != "modulation" and overlay != "clip_cov":
         assert loss.modulation is None  # GRPO's
+
+
+def test_the_optimal_baseline_comes_with_its_rule_and_groups_of_one(loss_of):
+    config = loss_of("optimal_baseline", base="")
+    assert config.model.loss.advantage.class_path == f"{LOSSES}.optimal_baseline.OptimalBaseline"
+    assert config.model.loss.advantage.init_args.half_life == 100
+    assert config.data.rule.init_args.baseline == "history" and config.data.min_rollouts == 1
 
 
 def test_entropy_loss_has_its_coefficient(loss_of):

@@ -5,7 +5,12 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dynamo_lightning.losses.token_statistics import chunked_loss, statistics_from_logits, token_statistics
+from dynamo_lightning.losses.token_statistics import (
+    TokenStatistics,
+    chunked_loss,
+    statistics_from_logits,
+    token_statistics,
+)
 
 NUM_TOKENS, HIDDEN, VOCAB = 13, 8, 11
 
@@ -27,7 +32,7 @@ def make_inputs(dtype=torch.float64, seed=0):
 def test_statistics_equal_a_loop_over_the_vocabulary():
     hidden, weight, bias, targets = make_inputs()
     logits = hidden @ weight.T + bias
-    logprobs, entropy, squared_prob_lambda = statistics_from_logits(logits, targets)
+    logprobs, entropy, squared_prob_lambda, squared_probs = statistics_from_logits(logits, targets)
     for token in range(NUM_TOKENS):
         probs = [float(p) for p in torch.softmax(logits[token], -1)]
         h = -sum(p * torch.tensor(p).double().log().item() for p in probs)
@@ -35,6 +40,7 @@ def test_statistics_equal_a_loop_over_the_vocabulary():
         assert entropy[token].item() == pytest.approx(h, abs=1e-6)
         assert squared_prob_lambda[token].item() == pytest.approx(expected, abs=1e-6)
         assert logprobs[token].exp().item() == pytest.approx(probs[targets[token]])
+        assert squared_probs[token].item() == pytest.approx(sum(p * p for p in probs))
 
 
 def plain_logits(hidden, weight, bias, softcap):
@@ -44,9 +50,9 @@ def plain_logits(hidden, weight, bias, softcap):
 
 def test_impossible_tokens_give_no_nan():
     logits = torch.tensor([[0.0, 1.0, -torch.inf]])
-    _, entropy, squared_prob_lambda = statistics_from_logits(logits, torch.tensor([0]))
+    _, *others = statistics_from_logits(logits, torch.tensor([0]))
     plain = statistics_from_logits(logits[:, :2], torch.tensor([0]))
-    torch.testing.assert_close((entropy, squared_prob_lambda), plain[1:])
+    torch.testing.assert_close(tuple(others), plain[1:])
 
 
 def test_statistics_of_bfloat16_hidden_states_are_float32():
@@ -82,7 +88,7 @@ def test_gradient_of_the_tiled_statistics_equals_the_plain_one(softcap, with_bia
             statistics = token_statistics(hidden, weight, targets, head_bias=bias, **options)
             parts = (statistics.logprobs, statistics.entropy, statistics.squared_prob_lambda)
         else:
-            parts = statistics_from_logits(plain_logits(hidden, weight, bias, softcap) / temperature, targets)
+            parts = statistics_from_logits(plain_logits(hidden, weight, bias, softcap) / temperature, targets)[:3]
         sum(((i + 1) * part * torch.arange(1, NUM_TOKENS + 1)).sum() for i, part in enumerate(parts)).backward()
         gradients.append([*parts, hidden.grad, weight.grad] + ([bias.grad] if with_bias else []))
     for ours, plain in zip(*gradients, strict=True):
@@ -308,3 +314,33 @@ def test_float16_gradients_are_made_after_the_loss_is_scaled():
         (2.0**20 * loss).backward()
         gradients.append(hidden.grad.float())
     assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("max_logits_bytes", [1, 500, bytes_for(4), 2**20])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_squared_probs_are_the_plain_ones_on_every_path_and_have_no_graph(softcap, max_logits_bytes):
+    hidden, weight, bias, targets = (x.requires_grad_(x.is_floating_point()) for x in make_inputs())
+    probs = torch.softmax(plain_logits(hidden, weight, bias, softcap) / 0.7, -1).detach()
+    options = {"head_bias": bias, "temperature": 0.7, "softcap": softcap, "max_logits_bytes": max_logits_bytes}
+    found = torch.zeros(NUM_TOKENS, dtype=torch.float64)
+
+    def token_loss(statistics, tokens):
+        assert not statistics.squared_probs.requires_grad
+        found[tokens] = statistics.squared_probs
+        return statistics.logprobs.sum()
+
+    chunked_loss(hidden, weight, targets, token_loss, **options)
+    statistics = token_statistics(hidden, weight, targets, **options)
+    assert not statistics.squared_probs.requires_grad
+    for ours in (found, statistics.squared_probs, statistics.detach().squared_probs):
+        torch.testing.assert_close(ours, probs.square().sum(-1))
+    torch.testing.assert_close(
+        statistics.squared_logit_gradient(),
+        (torch.nn.functional.one_hot(targets, VOCAB) - probs).square().sum(-1),
+    )
+
+
+def test_statistics_made_without_squared_probs_say_so():
+    zeros = torch.zeros(2)
+    with pytest.raises(ValueError, match="without squared_probs"):
+        TokenStatistics(zeros, zeros, zeros).detach().squared_logit_gradient()

@@ -35,7 +35,7 @@ def gradients(tiny_policy, config):
     found = []
     for length in (5, 9, 20):
         rollouts = [
-            Rollout(prompt, 0, tuple(range(start, start + length)), (), "", False)
+            Rollout(prompt, 0, tuple(range(start, start + length)), (), "")
             for start, prompt in enumerate(prompts, start=3)
         ]
         policy.zero_grad()

@@ -92,7 +92,7 @@ def test_an_endpoint_that_hangs_or_is_not_there_is_an_error(url):
 
 def test_an_endpoint_that_drips_for_ever_is_stopped_by_the_time_limit_and_the_others_are_scored(url):
     texts = ["a", "drip", "b", "say garbage", "hang 5", "c"]
-    rollouts = [Rollout(Prompt(0, "", "", (1,), "5"), 0, (1,), (0.0,), text, False) for text in texts]
+    rollouts = [Rollout(Prompt(0, "", "", (1,), "5"), 0, (1,), (0.0,), text) for text in texts]
     with RewardScorer(HttpReward(url, timeout=0.4, attempts=1), ScoringConfig(time_limit=1.0)) as scorer:
         scores = scorer.score(rollouts)
     assert [score.failure for score in scores] == [None, "timeout", None, "crash", "crash", None]

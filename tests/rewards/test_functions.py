@@ -30,7 +30,7 @@ CALL = {"prompt": "2 + 3", "answer": "5"}
 
 def rollout(text, answer="5", source="sums", answers=(), prompt_text="", token_ids=(1,), **columns):
     prompt = Prompt(0, "2 + 3", prompt_text, (1,), answer, source, columns, answers=answers)
-    return Rollout(prompt, 0, token_ids, (-0.5,) * len(token_ids), text, False)
+    return Rollout(prompt, 0, token_ids, (-0.5,) * len(token_ids), text)
 
 
 def score(reward, *rollouts, config=ONE_WORKER):

@@ -1,13 +1,16 @@
 """Rewards of a whole group: complete, on every rank, whichever batches its responses were sampled in."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import team_rewards as team
+from text_engine import Characters, NoPolicy, TextEngine
 
-from dynamo_lightning.engines.engine import Engine, SamplingConfig
+from dynamo_lightning.engines.engine import SamplingConfig
+from dynamo_lightning.environments import SingleTurn
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.rewards import GroupFunctionReward, MathReward, OverlongShaping, WeightedReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
@@ -16,30 +19,12 @@ from dynamo_lightning.rollout.collect import RolloutCollector
 TEXTS = {(0, 0): "a", (0, 1): "bbb", (0, 2): "cc", (1, 0): "d"}
 
 
-class OneByOne(Engine):
-    def __init__(self, make_rollout):
-        self.make_rollout = make_rollout
-
-    def batches(self, requests):
-        return [[position] for position in reversed(range(len(requests)))]
-
-    def generate(self, policy, tokenizer, requests, *, max_response_length, temperature):
-        return [
-            self.make_rollout(r.prompt, r.sample_index, (1,), TEXTS[r.prompt.prompt_id, r.sample_index])
-            for r in requests
-        ]
-
-
-class NoPolicy:
-    def eval(self):
-        pass
-
-
 def collect(reward, make_prompt, make_batch, make_rollout, **config):
     batch = make_batch([make_prompt(0), make_prompt(1)], [3, 1])
     with RewardScorer(reward, ScoringConfig(num_workers=1, **config), max_response_length=10) as scorer:
-        collector = RolloutCollector(OneByOne(make_rollout), scorer, SamplingConfig(), (4, 1))
-        rollouts, _ = collector.sample(NoPolicy(), None, batch, "train", temperature=1.0)
+        engine = TextEngine(lambda request: TEXTS[request.key], batch, one_by_one=True)
+        collector = RolloutCollector(engine, SingleTurn(), scorer, SamplingConfig(), (4, 1))
+        rollouts, _ = collector.sample(NoPolicy(), Characters(), batch, "train", temperature=1.0)
         return [outcome.score for outcome in collector.score(batch, rollouts)]
 
 
@@ -75,9 +60,13 @@ def test_a_function_of_one_response_is_no_group_function():
 
 def test_two_processes_see_whole_groups_and_end_together_when_a_reward_hangs_on_one(tmp_path):
     script = Path(__file__).parent / "two_processes.py"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
+            [sys.executable, str(script), str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         for rank in range(2)
     ]

@@ -4,33 +4,21 @@ import time
 
 import pytest
 import team_rewards as team
+from text_engine import Characters, NoPolicy, TextEngine
 
-from dynamo_lightning.engines.engine import Engine, SamplingConfig
+from dynamo_lightning.engines.engine import SamplingConfig
+from dynamo_lightning.environments import SingleTurn
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.rollout.collect import RolloutCollector
 
 
-class Echo(Engine):
-    """Answers with the text that stands in the prompt's answer."""
-
-    def __init__(self, make_rollout):
-        self.make_rollout = make_rollout
-
-    def generate(self, policy, tokenizer, requests, *, max_response_length, temperature):
-        return [self.make_rollout(r.prompt, r.sample_index, (1,), r.prompt.answer) for r in requests]
-
-
-class NoPolicy:
-    def eval(self):
-        pass
-
-
 def collect(reward, make_rollout, batch, **config):
     with RewardScorer(reward, ScoringConfig(num_workers=2, time_limit=0.5, **config)) as scorer:
-        collector = RolloutCollector(Echo(make_rollout), scorer, SamplingConfig(), (4, 1))
+        engine = TextEngine(lambda request: request.prompt.answer, batch)
+        collector = RolloutCollector(engine, SingleTurn(), scorer, SamplingConfig(), (4, 1))
         scorer.score([make_rollout(batch.prompts[0], 0, (1,), "warm")] if reward is not team.hang else [])
-        rollouts, _ = collector.sample(NoPolicy(), None, batch, "train", temperature=1.0)
+        rollouts, _ = collector.sample(NoPolicy(), Characters(), batch, "train", temperature=1.0)
         return collector.score(batch, rollouts)
 
 

@@ -13,7 +13,7 @@ TIME_LIMIT, MEMORY_LIMIT_GB = 1.0, 0.5
 
 
 def make_rollout(response, answer):
-    return Rollout(Prompt(0, "", "", (1,), answer), 0, (1,), (0.0,), response, False)
+    return Rollout(Prompt(0, "", "", (1,), answer), 0, (1,), (0.0,), response)
 
 
 def score(rollouts):

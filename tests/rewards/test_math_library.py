@@ -198,7 +198,7 @@ def test_verdicts_in_the_pool_are_those_of_the_reward_alone():
     for gold, _ in cases:
         reward.check_answer(gold)
     rollouts = [
-        Rollout(Prompt(0, "", "", (1,), gold), 0, (1,), (0.0,), rf"\boxed{{{answer}}}", False) for gold, answer in cases
+        Rollout(Prompt(0, "", "", (1,), gold), 0, (1,), (0.0,), rf"\boxed{{{answer}}}") for gold, answer in cases
     ]
     with RewardScorer(reward, ScoringConfig(num_workers=1, time_limit=20.0)) as scorer:
         scores = scorer.score(rollouts)

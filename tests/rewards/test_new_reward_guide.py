@@ -42,7 +42,7 @@ def test_the_functions_of_the_page_are_scored_as_it_says(importable):
     easy = Prompt(1, "q", "q", (1,), "5", "maths", {"level": 1})
 
     def rollout(prompt, index, text):
-        return Rollout(prompt, index, (1,) * len(text), (0.0,) * len(text), text, False)
+        return Rollout(prompt, index, (1,) * len(text), (0.0,) * len(text), text)
 
     groups = [[rollout(hard, 0, "5"), rollout(hard, 1, "5" * 500)], [rollout(easy, 0, "5")]]
     with RewardScorer(as_reward(rewards), ScoringConfig(num_workers=1)) as scorer:

@@ -14,7 +14,7 @@ from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.types import Prompt, Rollout
 
 def rollout(text):
-    return Rollout(Prompt(0, "", "", (1,), ""), 0, (1,), (0.0,), text, False)
+    return Rollout(Prompt(0, "", "", (1,), ""), 0, (1,), (0.0,), text)
 
 scorer = RewardScorer(FunctionReward("hostile_rewards.obey"), ScoringConfig(num_workers=2, time_limit=2.0))
 scorer.score([rollout("1")] * 20)

@@ -16,7 +16,7 @@ TIME_LIMIT = 1.0
 
 
 def make_rollout(text, answer="5", **columns):
-    return Rollout(Prompt(0, "2 + 3", "", (1,), answer, columns=columns), 0, (1,), (-0.5,), text, False)
+    return Rollout(Prompt(0, "2 + 3", "", (1,), answer, columns=columns), 0, (1,), (-0.5,), text)
 
 
 def worker_pids():

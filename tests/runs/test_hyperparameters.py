@@ -13,8 +13,8 @@ from dynamo_lightning.losses.penalty import Penalty
 from dynamo_lightning.losses.surrogate import Surrogate
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.rewards import FunctionReward, MathReward, Reward
+from dynamo_lightning.runs.class_names import class_choices
 from dynamo_lightning.runs.hyperparameters import NotExpressibleError, describe, eager
-from dynamo_lightning.suggestions import class_choices
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,10 @@ def batch_of(make_prompt, make_batch, rewards, advantage=None, truncated=()):
     prompts, outcomes, rollouts = make_rollouts(make_prompt, make_batch, rewards)
     loss = PolicyLoss(advantage=advantage or RLOO())
     joined = assign(type("Module", (), {"loss": loss}), [prompts], outcomes, rollouts)
-    marked = tuple(replace(rollout, truncated=i in truncated) for i, rollout in enumerate(joined.rollouts))
+    marked = tuple(
+        replace(rollout, status="truncated" if i in truncated else "finished")
+        for i, rollout in enumerate(joined.rollouts)
+    )
     return replace(joined, rollouts=marked)
 
 

@@ -92,7 +92,10 @@ def test_masked_responses_have_no_gradient_and_keep_their_place_in_the_denominat
     gradients = []
     for mask, truncated in ((False, ()), (True, (0, 5)), (True, (1, 2, 3, 4, 6, 7, 8, 9, 10, 11))):
         module, batch = case(tiny_policy, make_prompt, make_batch, PolicyLoss(mask_truncated=mask, **loss))
-        rollouts = [replace(rollout, truncated=i in truncated) for i, rollout in enumerate(batch.rollouts)]
+        rollouts = [
+            replace(rollout, status="truncated" if i in truncated else "finished")
+            for i, rollout in enumerate(batch.rollouts)
+        ]
         batch = replace(batch, rollouts=tuple(rollouts))
         learn(module, batch, None)
         gradients.append(flat(module))
@@ -102,7 +105,7 @@ def test_masked_responses_have_no_gradient_and_keep_their_place_in_the_denominat
 
 def test_an_update_of_masked_responses_only_takes_no_step(tiny_policy, make_prompt, make_batch):
     module, batch = case(tiny_policy, make_prompt, make_batch, PolicyLoss(mask_truncated=True))
-    batch = replace(batch, rollouts=tuple(replace(rollout, truncated=True) for rollout in batch.rollouts))
+    batch = replace(batch, rollouts=tuple(replace(rollout, status="truncated") for rollout in batch.rollouts))
     assert learn(module, batch, None).gradient_norms == ()
 
 

@@ -1,4 +1,4 @@
-"""What a prompt's outcomes say of its reward variance p(1 − p): one estimator per file, all stateless.
+"""Estimators of a prompt's reward variance p(1 − p) from its outcomes: one per file, all stateless.
 
 Departures from the paper's code (arXiv 2602.19208): by default old outcomes count less than new ones, and a prompt with
 few outcomes, or none, leans on what all prompts have shown.

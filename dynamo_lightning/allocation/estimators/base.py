@@ -1,4 +1,4 @@
-"""What every estimator of a prompt's reward variance p(1 − p) has to say: pure functions on float64 arrays."""
+"""The interface of estimators of a prompt's reward variance p(1 − p): pure functions on float64 arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynamo_lightning.errors import UserError
 
 
 class VarianceEstimator(ABC):
-    """What is remembered of a prompt's outcomes, and what that says of its success rate p now.
+    """A summary of a prompt's outcomes, and the estimate of its success rate p now that follows from it.
 
     Shapes: `state` is `[num_columns, num_prompts]`, a row for each of `columns`; `successes`, `counts` and `elapsed`
     (RL iterations since the prompt's last visit) are `[num_prompts]`; all are float64. `population` is whatever

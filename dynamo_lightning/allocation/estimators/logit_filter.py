@@ -93,7 +93,7 @@ class LogitFilter(PooledEstimator):
     **Common drift.** After each iteration, M moves by the step that is most probable given all its outcomes
     (Newton's method on the sum of the prompts' log marginal likelihoods), with the prior
     `N(trend, common_drift²)` per iteration; the trend is the mean step of the last 15 iterations. Outcomes count at M
-    of their own iteration. M is then taken as known: an error in it recurs in the θ learnt at that time.
+    of their own iteration. M is then taken as known: an error in it recurs in the θ learned at that time.
 
     **Population.** A distribution over a grid of logits from −8 to 8 around −M, spacing 1/4, refitted in each
     iteration by smoothed EM to a fixed random sample of 2,048 visited prompts. So its cost does not depend on the

@@ -19,9 +19,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynamo_lightning.distributed import gather_objects, rank, world_size
+from dynamo_lightning.engines.engine import Request
 from dynamo_lightning.engines.vllm.engine import (
-    Completion,
     EngineDtype,
+    Output,
     TokenFilter,
     VLLMEngine,
     plain_precision,
@@ -29,7 +30,6 @@ from dynamo_lightning.engines.vllm.engine import (
 from dynamo_lightning.engines.vllm.weights import sum_workers
 from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION
 from dynamo_lightning.errors import RunError, UserError
-from dynamo_lightning.types import RolloutRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -218,20 +218,20 @@ class VLLMColocatedEngine(VLLMEngine):
     # --- requests -----------------------------------------------------------------------------------------------------
 
     @override
-    def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
+    def complete(self, requests: Sequence[Request], params: Mapping[str, Any], version: str) -> list[Output]:
         from vllm import SamplingParams
 
         everything = self.of_engine(list(requests))
         with plain_precision():
             outputs = self._engine.generate(
-                [{"prompt_token_ids": list(request.prompt.token_ids)} for request in everything],
-                [SamplingParams(**params, seed=request.seed) for request in everything],
+                [{"prompt_token_ids": list(request.token_ids)} for request in everything],
+                [SamplingParams(**params, max_tokens=request.max_tokens, seed=request.seed) for request in everything],
                 use_tqdm=False,
             )
         first = rank() % self.tensor_parallel_size * len(requests)
         answers = [output.outputs[0] for output in outputs[first : first + len(requests)]]
         return [
-            Completion(
+            Output(
                 tuple(answer.token_ids),
                 tuple(values[token].logprob for token, values in zip(answer.token_ids, answer.logprobs, strict=True)),
                 frozenset(span.version for span in answer.weight_versions or ()),

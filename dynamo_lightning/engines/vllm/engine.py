@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynamo_lightning.distributed import max_over_ranks, stop_together
-from dynamo_lightning.engines.engine import NO_STOP, Engine
+from dynamo_lightning.engines.engine import NO_STOP, Completion, Engine, Request, Sampler
 from dynamo_lightning.engines.stopping import StopConfig, stop_rule
 from dynamo_lightning.engines.vllm.client import ServerDown
 from dynamo_lightning.engines.vllm.weights import (
@@ -27,7 +27,6 @@ from dynamo_lightning.engines.vllm.weights import (
     sequence_logprobs,
 )
 from dynamo_lightning.errors import RunError, UserError
-from dynamo_lightning.types import Rollout, RolloutRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,8 +64,8 @@ class TokenFilter:
 
 
 @dataclass(frozen=True)
-class Completion:
-    """Response of an engine to one request."""
+class Output:
+    """Response of vLLM to one request."""
 
     token_ids: tuple[int, ...]
     """`[response_length]`, with the token that ended it."""
@@ -136,8 +135,8 @@ class VLLMEngine(Engine):
         """Log-probabilities of given sequences by every engine, `[count, length − 1]` each, float32."""
 
     @abstractmethod
-    def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
-        """Sample the requests, in their order, with vLLM's sampling parameters `params` and each request's seed."""
+    def complete(self, requests: Sequence[Request], params: Mapping[str, Any], version: str) -> list[Output]:
+        """Sample the requests, in order, with vLLM's sampling parameters and each request's seed and `max_tokens`."""
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
@@ -170,6 +169,7 @@ class VLLMEngine(Engine):
             self.check_weights(expected, label)
             self.check_logprobs(sequences, logprobs, label, dtype)
         self._synced = state
+        self.synced_version = version
 
     @override
     def engine_dtype(self, policy: PreTrainedModel) -> torch.dtype:
@@ -238,76 +238,67 @@ class VLLMEngine(Engine):
         self,
         policy: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        requests: Sequence[RolloutRequest],
+        requests: Sequence[Request],
         *,
-        max_response_length: int,
         temperature: float,
         stop: StopConfig = NO_STOP,
-    ) -> list[Rollout]:
+        with_statistics: bool = False,
+    ) -> list[Completion]:
         """Sample one response for each request.
 
         Raises:
-            UserError: If a prompt with its response may not fit.
+            UserError: If a request with its response may not fit.
             RunError: If the engine has not been given the policy's weights as they are, or samples from others.
         """
-        sample = self.begin(
-            policy,
-            tokenizer,
-            requests,
-            max_response_length=max_response_length,
-            temperature=temperature,
-            stop=stop,
-        )
-        return sample()
+        longest = max(len(request.token_ids) + request.max_tokens for request in requests)
+        return self.begin(policy, tokenizer, longest=longest, temperature=temperature, stop=stop)(requests)
 
     @override
     def begin(
         self,
         policy: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        requests: Sequence[RolloutRequest],
         *,
-        max_response_length: int,
+        longest: int,
         temperature: float,
         stop: StopConfig = NO_STOP,
-    ) -> Callable[[], list[Rollout]]:
+    ) -> Sampler:
         """Check what `generate` needs, and prepare the sampling, which runs without the policy.
 
         Args and errors are those of `generate`.
         """
         if self._synced is None or self._synced[1] != fingerprint(policy):
             raise RunError("the policy has changed since its weights were pushed to vLLM: call sync() first")
-        longest = max_over_ranks(max(len(request.prompt.token_ids) for request in requests), policy.device)
-        if longest + max_response_length > self.context_length:
+        longest = max_over_ranks(longest, policy.device)
+        if longest > self.context_length:
             raise UserError(
-                f"a prompt of {longest} tokens and a response of up to {max_response_length} need "
-                f"{longest + max_response_length} tokens, but model.generator.max_model_len is {self.context_length}: "
-                "raise it, or lower data.max_prompt_length or model.sampling.max_response_length"
+                f"a prompt with its response may need {longest} tokens, but model.generator.max_model_len is "
+                f"{self.context_length}: raise it, or lower data.max_prompt_length or "
+                "model.sampling.max_response_length"
             )
         rule = stop_rule(policy, tokenizer, stop)
-        params = self.sampling_params(rule.token_ids, max_response_length, temperature)
-        version = self.label(self._synced[0])
+        params = self.sampling_params(rule.token_ids, temperature)
+        number = self._synced[0]
+        version = self.label(number)
 
-        def sample() -> list[Rollout]:
-            completions = self.complete(requests, params, version)
-            check_completions(completions, version)
-            rollouts = []
-            for request, completion in zip(requests, completions, strict=True):
+        def sample(requests: Sequence[Request]) -> list[Completion]:
+            outputs = self.complete(requests, params, version)
+            check_outputs(outputs, version)
+            completions = []
+            for output in outputs:
                 # The engine has no tokenizer: what follows a stop string that is no token of its own is cut off here.
-                end = rule.response_length(completion.token_ids, tokenizer)
-                tokens, logprobs = completion.token_ids[:end], completion.logprobs[:end]
-                text = str(tokenizer.decode(list(tokens), skip_special_tokens=True))
-                arrays = np.array(tokens, dtype=np.int32), np.array(logprobs, dtype=np.float32)
-                rollouts.append(Rollout(request.prompt, request.sample_index, *arrays, text, end is None))
-            return rollouts
+                end = rule.response_length(output.token_ids, tokenizer)
+                tokens = np.array(output.token_ids[:end], dtype=np.int32)
+                logprobs = np.array(output.logprobs[:end], dtype=np.float32)
+                completions.append(Completion(tokens, logprobs, end is not None, number))
+            return completions
 
         return sample
 
-    def sampling_params(self, stop_ids: Sequence[int], max_tokens: int, temperature: float) -> dict[str, Any]:
-        """Sampling parameters as vLLM has them, but for the seed."""
+    def sampling_params(self, stop_ids: Sequence[int], temperature: float) -> dict[str, Any]:
+        """Sampling parameters as vLLM has them, but for those of each request."""
         return {
             "temperature": temperature,
-            "max_tokens": max_tokens,
             "top_p": self.token_filter.top_p,
             "top_k": self.token_filter.top_k,
             "min_p": self.token_filter.min_p,
@@ -343,17 +334,17 @@ def together() -> Iterator[None]:
     stop_together(message)
 
 
-def check_completions(completions: Sequence[Completion], version: str) -> None:
-    """Check that the right weights sampled every completion, and that its log-probabilities are numbers.
+def check_outputs(outputs: Sequence[Output], version: str) -> None:
+    """Check that the right weights sampled every response, and that its log-probabilities are numbers.
 
     Raises:
         RunError: Otherwise.
     """
-    for completion in completions:
-        if completion.versions != {version}:
+    for output in outputs:
+        if output.versions != {version}:
             raise RunError(
-                f"vLLM sampled a response from weights of version {', '.join(sorted(completion.versions))} instead of "
+                f"vLLM sampled a response from weights of version {', '.join(sorted(output.versions))} instead of "
                 f"{version}: something else updates the engine"
             )
-        if not completion.token_ids or not all(math.isfinite(value) for value in completion.logprobs):
+        if not output.token_ids or not all(math.isfinite(value) for value in output.logprobs):
             raise RunError("vLLM returned a response without tokens, or log-probabilities that are not finite")

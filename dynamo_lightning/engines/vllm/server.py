@@ -12,7 +12,6 @@ The development endpoints are open to whoever reaches the port: bind servers to 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +24,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from dynamo_lightning.distributed import gather_objects, rank, stop_together
+from dynamo_lightning.engines.engine import Request
 from dynamo_lightning.engines.vllm.client import ServerClient, ServerDown, ServerRefused, retry
 from dynamo_lightning.engines.vllm.engine import (
-    Completion,
     EngineDtype,
+    Output,
     TokenFilter,
     VLLMEngine,
 )
@@ -36,7 +36,7 @@ from dynamo_lightning.engines.vllm.spread import Spread
 from dynamo_lightning.engines.vllm.weights import sum_workers
 from dynamo_lightning.engines.vllm.worker import WORKER_EXTENSION, describe_architecture
 from dynamo_lightning.errors import RunError, UserError
-from dynamo_lightning.types import RolloutRequest
+from dynamo_lightning.files import folder_written_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -286,19 +286,20 @@ class VLLMServerEngine(VLLMEngine):
     # --- requests -----------------------------------------------------------------------------------------------------
 
     @override
-    def complete(self, requests: Sequence[RolloutRequest], params: Mapping[str, Any], version: str) -> list[Completion]:
+    def complete(self, requests: Sequence[Request], params: Mapping[str, Any], version: str) -> list[Output]:
 
-        async def work(url: str, request: RolloutRequest) -> Completion:
-            body = {"token_ids": request.prompt.token_ids, "sampling_params": {**params, "seed": request.seed}}
+        async def work(url: str, request: Request) -> Output:
+            own = {"max_tokens": request.max_tokens, "seed": request.seed}
+            body = {"token_ids": list(request.token_ids), "sampling_params": {**params, **own}}
             choice = (await self.sample(url, body))["choices"][0]
-            completion = Completion(
+            output = Output(
                 tuple(choice["token_ids"]),
                 tuple(token["logprob"] for token in choice["logprobs"]["content"]),
                 frozenset(span["version"] for span in choice["weight_versions"] or ()),
             )
-            if completion.versions != {version}:  # the server was restarted behind our back
-                raise ServerDown(f"{url} sampled from weights of version {sorted(completion.versions)}")
-            return completion
+            if output.versions != {version}:  # the server was restarted behind our back
+                raise ServerDown(f"{url} sampled from weights of version {sorted(output.versions)}")
+            return output
 
         spread = Spread(
             self.urls,
@@ -330,18 +331,14 @@ def save_weights(weights: Iterator[tuple[str, Tensor]], folder: Path) -> Path:
     """Write weights as safetensors files of about 2 GiB; the folder appears when it is complete."""
     from safetensors.torch import save_file
 
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shard: dict[str, Tensor] = {}
-    number = 0
-    for name, value in weights:
-        shard[name] = value.cpu().contiguous()
-        if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+    with folder_written_atomically(folder) as partial:
+        shard: dict[str, Tensor] = {}
+        number = 0
+        for name, value in weights:
+            shard[name] = value.cpu().contiguous()
+            if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+                save_file(shard, partial / f"model-{number:05d}.safetensors")
+                shard, number = {}, number + 1
+        if shard:
             save_file(shard, partial / f"model-{number:05d}.safetensors")
-            shard, number = {}, number + 1
-    if shard:
-        save_file(shard, partial / f"model-{number:05d}.safetensors")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
     return folder

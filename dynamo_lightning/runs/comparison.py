@@ -17,7 +17,8 @@ import torch
 
 from dynamo_lightning.evaluation.metrics import pass_at_k
 from dynamo_lightning.evaluation.paired import PairedDifference, compare_paired, holm
-from dynamo_lightning.report import TRAINING_PHASES, format_number, is_headline, with_interval
+from dynamo_lightning.runs.summary import TRAINING_PHASES, is_headline, read_summary
+from dynamo_lightning.runs.table import format_number, with_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,3 +154,17 @@ def print_comparison(summaries: Mapping[str, Summary], console: Console | None =
         p_values = (f"{result.p_value:.4f}", f"{each.adjusted_p_value:.4f}")
         paired.add_row(*map(escape, (each.metric, each.arms, str(result.num_problems), difference, *p_values)))
     console.print(paired)
+
+
+def compare(run_folders: Sequence[str], console: Console | None = None) -> None:
+    """Prints several runs side by side, and their differences problem by problem.
+
+    Args:
+        run_folders: Log folders, each with the `summary.json` of a run.
+        console: Where to print, by default standard output.
+
+    Raises:
+        UserError: If a folder has no complete `summary.json`.
+    """
+    summaries = {os.path.normpath(folder): read_summary(folder) for folder in run_folders}
+    print_comparison(summaries, console)

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from dynamo_lightning.allocation.outcomes import group_rewards
 from dynamo_lightning.types import Outcome, PromptBatch
-
-LAST_ITERATIONS = 10
-"""RL iterations over which the end of a run is summed up."""
-HIGH_WATER_MARKS = ("perf/total_num_tokens", "perf/peak_memory")
-"""Metrics that only grow: their last value counts, not their mean."""
-
-
-def group_rewards(batch: PromptBatch, outcomes: Sequence[Outcome]) -> list[list[float]]:
-    """Rewards of each prompt's rollouts, joined by prompt id: a list for each of the batch's prompts."""
-    groups: dict[int, list[float]] = {prompt.prompt_id: [] for prompt in batch.prompts}
-    for outcome in outcomes:
-        groups[outcome.prompt_id].append(outcome.score.reward)
-    return list(groups.values())
 
 
 def rollout_metrics(batch: PromptBatch, outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -55,14 +43,6 @@ def rollout_metrics(batch: PromptBatch, outcomes: Sequence[Outcome]) -> dict[str
     return metrics
 
 
-def failure_metrics(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Share of rollouts whose reward timed out or crashed, dropped ones included."""
-    return {
-        f"rewards/frac_{kind}": statistics.fmean(outcome.score.failure == kind for outcome in outcomes)
-        for kind in ("timeout", "crash")
-    }
-
-
 def allocation_metrics(batch: PromptBatch, min_rollouts: int, max_rollouts: int) -> dict[str, float]:
     """How the budget was allocated, and what was known beforehand."""
     sizes = batch.group_sizes
@@ -76,28 +56,3 @@ def allocation_metrics(batch: PromptBatch, min_rollouts: int, max_rollouts: int)
         "alloc/frac_unseen": statistics.fmean(plan.unseen for plan in batch.plans),
         "alloc/p_hat_mean": statistics.fmean(plan.success_rate for plan in batch.plans),
     }
-
-
-def mean_metrics(rows: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """Metrics at the end of a run: means over its last iterations, weighted by their rollouts.
-
-    The last batch of an epoch alone may be a few prompts.
-
-    Args:
-        rows: Number of rollouts and metrics of each iteration, in order.
-
-    Returns:
-        By name the mean over the iterations that have the metric; the last value of those that only grow.
-    """
-    values: dict[str, list[tuple[int, float]]] = {}
-    for num_rollouts, metrics in rows:
-        for name, value in metrics.items():
-            values.setdefault(name, []).append((num_rollouts, value))
-    found = {}
-    for name, pairs in values.items():
-        total = sum(weight for weight, _ in pairs)
-        if name in HIGH_WATER_MARKS or total == 0:
-            found[name] = pairs[-1][1]
-        else:
-            found[name] = sum(weight * value for weight, value in pairs) / total
-    return found

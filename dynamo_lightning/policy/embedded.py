@@ -7,7 +7,7 @@ from pathlib import Path
 from dynamo_lightning.errors import MissingFileError
 
 PREFIX = "embedded:"
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def local_path(name: str) -> str:

@@ -11,7 +11,7 @@ from dynamo_lightning.cli import main
 from dynamo_lightning.losses.advantages import Advantage
 from dynamo_lightning.losses.modulation import Modulation
 from dynamo_lightning.losses.surrogate import Surrogate
-from dynamo_lightning.suggestions import class_choices, config_with_class_paths, with_class_paths
+from dynamo_lightning.runs.class_names import class_choices, config_with_class_paths, with_class_paths
 
 
 @pytest.fixture(scope="module")

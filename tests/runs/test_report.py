@@ -6,8 +6,11 @@ import struct
 import pytest
 from rich.console import Console
 
-from dynamo_lightning import report
 from dynamo_lightning.runs.commands import follow_ups
+from dynamo_lightning.runs.comparison import compare
+from dynamo_lightning.runs.curves import draw_curves
+from dynamo_lightning.runs.summary import write_summary
+from dynamo_lightning.runs.table import print_summary
 
 SUMMARY = {
     "status": "finished",
@@ -28,7 +31,7 @@ def printed(function, *arguments, width=120):
 
 
 def test_table_tells_before_and_after_with_their_intervals():
-    text = printed(report.print_summary, SUMMARY)
+    text = printed(print_summary, SUMMARY)
     row = next(line for line in text.splitlines() if "toy/pass@1" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "toy/pass@1",
@@ -41,7 +44,7 @@ def test_table_tells_before_and_after_with_their_intervals():
 
 
 def test_commands_are_printed_on_one_line_each_however_narrow_the_terminal():
-    lines = printed(report.print_summary, SUMMARY, width=40).splitlines()
+    lines = printed(print_summary, SUMMARY, width=40).splitlines()
     state = "--config '/runs/a b/config.yaml' --ckpt_path '/runs/a b/last.ckpt'"
     assert f"resume   python -m dynamo_lightning fit {state}" in lines
     assert f"evaluate python -m dynamo_lightning test {state}" in lines
@@ -55,13 +58,13 @@ def test_paths_below_the_working_folder_are_relative(tmp_path, monkeypatch):
 
 
 def test_old_validation_and_missing_one_are_pointed_out():
-    assert "validated at iteration 30 of 40" in printed(report.print_summary, SUMMARY | {"validated_at": 30})
-    text = printed(report.print_summary, SUMMARY | {"before": None, "after": None, "status": "interrupted by X"})
+    assert "validated at iteration 30 of 40" in printed(print_summary, SUMMARY | {"validated_at": 30})
+    text = printed(print_summary, SUMMARY | {"before": None, "after": None, "status": "interrupted by X"})
     assert "40 RL iterations, interrupted by X, no validation" in text
 
 
 def test_summary_is_valid_json_even_of_numbers_that_json_lacks(tmp_path):
-    report.write_summary(tmp_path / "new" / "summary.json", {"final": {"a": math.nan, "b": math.inf, "c": 1.0}})
+    write_summary(tmp_path / "new" / "summary.json", {"final": {"a": math.nan, "b": math.inf, "c": 1.0}})
     text = (tmp_path / "new" / "summary.json").read_text()
     assert json.loads(text) == {"final": {"a": None, "b": None, "c": 1.0}}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["summary.json"]
@@ -69,26 +72,26 @@ def test_summary_is_valid_json_even_of_numbers_that_json_lacks(tmp_path):
 
 def test_curves_are_drawn_of_what_there_is(tmp_path):
     path = tmp_path / "curves.png"
-    report.draw_curves(path, [], {}, [])
+    draw_curves(path, [], {}, [])
     assert not path.exists()  # nothing to draw
-    report.draw_curves(path, [1], {"reward": [0.5], "unknown": [1.0]}, [])
+    draw_curves(path, [1], {"reward": [0.5], "unknown": [1.0]}, [])
     width = struct.unpack(">I", path.read_bytes()[16:20])[0]
     history = {"reward": [0.1, math.nan] * 30, "entropy": [1.0] * 60, "alloc/n_max": [8.0] * 60}
-    report.draw_curves(path, list(range(1, 61)), history, [(0, SUMMARY["before"]), (60, SUMMARY["after"])])
+    draw_curves(path, list(range(1, 61)), history, [(0, SUMMARY["before"]), (60, SUMMARY["after"])])
     header = path.read_bytes()
     assert header.startswith(b"\x89PNG") and struct.unpack(">I", header[16:20])[0] == pytest.approx(4 * width, abs=4)
 
 
 def test_runs_are_compared_side_by_side(tmp_path, monkeypatch):
     for name, changes in {"dynamo": {}, "grpo": {"before": None, "final": {}}}.items():
-        report.write_summary(tmp_path / name / "summary.json", SUMMARY | changes)
+        write_summary(tmp_path / name / "summary.json", SUMMARY | changes)
     monkeypatch.chdir(tmp_path)
-    lines = [line.split() for line in printed(report.compare, ["dynamo", "grpo"], width=80).splitlines()]
+    lines = [line.split() for line in printed(compare, ["dynamo", "grpo"], width=80).splitlines()]
     assert ["A", "dynamo", "–", "40", "100.0", "0.800"] in lines
     assert ["B", "grpo", "–", "40", "100.0", "–"] in lines
     assert ["toy/pass@1", "A", "0.250", "0.750", "[0.700,", "0.800]"] in lines
     assert ["B", "–", "0.750", "[0.700,", "0.800]"] in lines
-    assert "no paired comparison" in printed(report.compare, ["dynamo", "grpo"], width=80)
+    assert "no paired comparison" in printed(compare, ["dynamo", "grpo"], width=80)
 
 
 def counted(successes, samples=4):
@@ -102,9 +105,9 @@ def test_runs_are_compared_problem_by_problem(tmp_path, monkeypatch):
     """Ten problems, five better by a quarter and five equal: 2 of 2⁵ flips are as far."""
     monkeypatch.chdir(tmp_path)
     first = [0, 1, 2, 3, 0, 1, 2, 3, 4, 4]
-    report.write_summary(tmp_path / "a" / "summary.json", SUMMARY | counted(first))
-    report.write_summary(tmp_path / "b" / "summary.json", SUMMARY | counted([s + 1 for s in first[:5]] + first[5:]))
-    text = printed(report.compare, ["a", "b"], width=80)
+    write_summary(tmp_path / "a" / "summary.json", SUMMARY | counted(first))
+    write_summary(tmp_path / "b" / "summary.json", SUMMARY | counted([s + 1 for s in first[:5]] + first[5:]))
+    text = printed(compare, ["a", "b"], width=80)
     row = next(line for line in text.splitlines() if "B − A" in line).split()
     assert row[0] == "toy/pass@1" and row[4:6] == ["10", "+0.125"]
     low, high = float(row[6].strip("[,")), float(row[7].strip("]"))
@@ -119,21 +122,21 @@ def test_versions_with_different_seeds_are_repetitions_of_one_arm(tmp_path, monk
     for name, shift in (("grpo", 0), ("dynamo", 1)):
         for seed in range(3):
             summary = SUMMARY | counted([shift + (i + seed) % 3 for i in range(40)]) | {"seed": seed}
-            report.write_summary(tmp_path / "runs" / name / f"version_{seed}" / "summary.json", summary)
+            write_summary(tmp_path / "runs" / name / f"version_{seed}" / "summary.json", summary)
     folders = [f"runs/{name}/version_{seed}" for name in ("grpo", "dynamo") for seed in range(3)]
-    text = printed(report.compare, folders, width=80)
+    text = printed(compare, folders, width=80)
     assert sum(line.startswith(" A  runs/grpo/version_") for line in text.splitlines()) == 3
     row = next(line for line in text.splitlines() if "B − A" in line).split()
     assert row[4:6] == ["40", "+0.250"]
     # The same seed twice is no repetition: every run stands for itself.
-    text = printed(report.compare, [folders[0], folders[0] + "/", folders[3]], width=80)
+    text = printed(compare, [folders[0], folders[0] + "/", folders[3]], width=80)
     assert "B − A" in text
-    text = printed(report.compare, folders[:3], width=80)
+    text = printed(compare, folders[:3], width=80)
     assert "B − A" in text and "C − A" in text
 
 
 def test_counts_of_a_problem_stand_in_one_line_of_the_summary(tmp_path):
-    report.write_summary(tmp_path / "summary.json", SUMMARY | counted([1, 3]))
+    write_summary(tmp_path / "summary.json", SUMMARY | counted([1, 3]))
     text = (tmp_path / "summary.json").read_text()
     assert '"1000000000000000001": [3, 4]' in text
     assert json.loads(text)["counts"] == counted([1, 3])["counts"]
@@ -142,12 +145,10 @@ def test_counts_of_a_problem_stand_in_one_line_of_the_summary(tmp_path):
 def test_tables_of_long_names_fit_80_columns():
     name = "val/olympiadbench_en_maths/pass@32"
     ends = {f"{name}_low": 0.2, f"{name}_high": 0.3}
-    text = printed(
-        report.print_summary, SUMMARY | {"before": {name: 0.25, **ends}, "after": {name: 0.3, **ends}}, width=80
-    )
+    text = printed(print_summary, SUMMARY | {"before": {name: 0.25, **ends}, "after": {name: 0.3, **ends}}, width=80)
     assert "0.250 [0.200, 0.300]" in text and "0.300 [0.200, 0.300]" in text and "+0.050" in text
 
 
 def test_folder_without_a_summary_is_refused_with_its_path(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}/summary.json does not exist"):
-        report.compare([str(tmp_path)])
+        compare([str(tmp_path)])
