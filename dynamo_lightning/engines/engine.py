@@ -114,6 +114,10 @@ class Engine(ABC):
     gives_statistics: ClassVar[bool] = False
     """True if the engine can give `token_statistics`: it is the policy itself that samples."""
 
+    push_difference: float | None = None
+    """Mean difference of log-probabilities between engine and policy on fixed sequences after the last push, nats: the
+    mismatch of two programs with the same weights. `None` if nothing was pushed."""
+
     synced_version: int = 0
     """Optimizer steps of the weights that sample: those of the last `sync`."""
 

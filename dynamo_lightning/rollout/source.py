@@ -66,13 +66,14 @@ class RolloutSource:
         if taken is None:
             actor.sync()
         collected = self.collector.collect(actor.policy, actor.tokenizer, datamodule, batch, phase, taken)
+        metrics = dict(collected.metrics)
+        if self.collector.generator.push_difference is not None:
+            metrics["sampling/push_logp_difference"] = self.collector.generator.push_difference
         if self.max_staleness:
-            sampled_by = collected.filler.turns[0].version
-            staleness = {"sampling/staleness": float(actor.version - sampled_by)}
-            collected = replace(collected, metrics={**collected.metrics, **staleness})
+            metrics["sampling/staleness"] = float(actor.version - collected.filler.turns[0].version)
             self.begin(datamodule.upcoming(self.max_staleness), batch.iteration, actor, phase)
         actor.rest()
-        return collected
+        return replace(collected, metrics=metrics)
 
     def begin(
         self,

@@ -82,7 +82,9 @@ def test_weights_reach_every_server_and_rollouts_are_spread(policy, servers, mak
 
 def test_unchanged_weights_are_not_pushed_again(policy, servers, make_generator):
     generator = make_generator(servers)
+    assert generator.push_difference is None
     generator.sync(policy, 3)
+    assert 0 <= generator.push_difference < 1e-4
     generator.sync(policy, 3)
     assert [server.num_reloads for server in servers] == [1, 1]
 

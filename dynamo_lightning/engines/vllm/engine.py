@@ -213,7 +213,7 @@ class VLLMEngine(Engine):
         """
         limit = self.max_logprob_difference or (1e-4 if dtype == torch.float32 else 0.2)
         for values in self.score(sequences):
-            difference = float((values - expected).abs().mean())
+            self.push_difference = difference = float((values - expected).abs().mean())
             if not difference <= limit:
                 raise RunError(
                     f"after the push of version {version} the vLLM engine's log-probabilities differ from the policy's "
