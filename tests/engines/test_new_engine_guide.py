@@ -65,6 +65,7 @@ def test_greedy_sampling_agrees_with_the_engine_of_the_library(plain_engine, pol
     assert [rollout.token_ids.tolist() for rollout in plain] == [rollout.token_ids.tolist() for rollout in library]
 
 
+@pytest.mark.slow
 def test_a_run_with_the_engine_of_the_page_trains(plain_engine):
     text = PAGE.read_text()
     command = re.search(r"python -m dynamo_lightning (fit (?:.*\\\n)*.*)\n", text).group(1).replace("\\\n", " ")
