@@ -86,8 +86,9 @@ def test_the_installed_package_is_the_wheel_s_and_its_commands_answer(python, tm
 
 def test_the_installed_package_trains_from_any_folder(python, tmp_path):
     run(
-        python, "-m", "dynamo_lightning", "fit", "--config", "quickstart.yaml", "--trainer.max_steps", "2",
-        "--trainer.limit_val_batches", "0", "--data.prompts_per_batch", "4", "--model.scoring.num_workers", "1",
+        python, "-m", "dynamo_lightning", "fit", "--config", "quickstart.yaml", "--trainer.max_epochs", "1",
+        "--data.train.max_prompts", "8", "--trainer.limit_val_batches", "0",
+        "--data.prompts_per_batch", "4", "--model.scoring.num_workers", "1",
         cwd=tmp_path,
     )  # fmt: skip
     run_folder = tmp_path / "runs/quickstart/version_0"

@@ -65,11 +65,13 @@ def test_greedy_sampling_agrees_with_the_engine_of_the_library(plain_engine, pol
     assert [rollout.token_ids.tolist() for rollout in plain] == [rollout.token_ids.tolist() for rollout in library]
 
 
-def test_a_run_with_the_engine_of_the_page_trains(plain_engine, tiny_policy):
+@pytest.mark.slow
+def test_a_run_with_the_engine_of_the_page_trains(plain_engine):
     text = PAGE.read_text()
     command = re.search(r"python -m dynamo_lightning (fit (?:.*\\\n)*.*)\n", text).group(1).replace("\\\n", " ")
-    cli = main([*command.split(), "--model.model_name", tiny_policy, "--trainer.logger", "false"])
-    assert cli.trainer.global_step == 2
+    cli = main([*command.split(), "--trainer.logger", "false"])
+    assert cli.trainer.num_training_batches == 2 and cli.trainer.current_epoch == 1
+    assert cli.trainer.global_step > 0  # an iteration whose rewards are all equal has no optimizer step
     assert type(cli.model.collector.generator).__name__ == "PlainEngine"
 
 
