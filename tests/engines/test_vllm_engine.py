@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dynamo_lightning.data.arithmetic import write_architecture
+from dynamo_lightning.engines.engine import Request
 from dynamo_lightning.engines.vllm.client import ServerClient, ServerDown, retry
 from dynamo_lightning.engines.vllm.colocated import VLLMColocatedEngine
 from dynamo_lightning.engines.vllm.pad_heads import write_padded
@@ -287,12 +288,13 @@ def test_a_server_stops_generating_when_the_engine_is_closed(servers, policy, to
     url = f"http://127.0.0.1:{servers[-1][1]}"
     generator = VLLMServerEngine([url], str(tmp_path), requests_per_server=256, patience=60)
     generator.sync(policy, 0)
-    run = generator.begin(policy, tokenizer, requests * 12, max_response_length=50, temperature=1.0)
+    run = generator.begin(policy, tokenizer, longest=64, temperature=1.0)
+    asked = [Request(request.prompt.token_ids, request.seed, 50) for request in requests * 60]
     errors = []
 
     def sample_in_thread():
         try:
-            run()
+            run(asked)
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -311,7 +313,7 @@ def test_a_server_stops_generating_when_the_engine_is_closed(servers, policy, to
     end = time.monotonic() + 10
     while count("vllm:num_requests_running") + count("vllm:num_requests_waiting"):
         assert time.monotonic() < end
-    assert count("vllm:request_success_total") - finished_before < len(requests) * 12  # the others were aborted
+    assert count("vllm:request_success_total") - finished_before < len(requests) * 60  # the others were aborted
 
 
 def test_a_server_killed_in_the_middle_loses_no_rollout(servers, policy, tokenizer, requests, tmp_path):
