@@ -54,6 +54,7 @@ def test_a_healthy_set_up_is_ok_and_leaves_no_file(check):
     )
 
 
+@pytest.mark.slow
 def test_a_reward_that_never_pays_is_an_error(check, reward_function):
     reward_function("return 0.0")
     results, code = check()
@@ -66,6 +67,7 @@ def test_a_reward_that_always_pays_is_an_error(check, reward_function):
     assert code == 1 and results["reward"]["level"] == "error" and "always pays" in results["reward"]["message"]
 
 
+@pytest.mark.slow
 def test_a_template_without_an_answer_format_is_an_error(check, settings, tiny_policy):
     # An untrained policy writes no box by itself, and nothing in the prompt asks for one.
     settings["model"]["model_name"] = tiny_policy
@@ -81,6 +83,7 @@ def test_a_wrong_end_of_sequence_token_is_an_error(check, settings, embedded_pol
     assert "'<eos>'" in results["stopping"]["message"] and "stop_token_ids" in results["stopping"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [HotEngine, HotEngineThatHidesIt])
 def test_an_engine_at_another_temperature_is_an_error(check, settings, engine, monkeypatch):
     settings["model"]["generator"] = {"class_path": f"{__name__}.{engine.__name__}"}
@@ -88,6 +91,7 @@ def test_an_engine_at_another_temperature_is_an_error(check, settings, engine, m
     assert code == 1 and results["engine"]["level"] == "error" and "temperature" in results["engine"]["message"]
 
 
+@pytest.mark.slow
 def test_rewards_that_run_out_of_time_are_an_error(check, settings, reward_function):
     reward_function("time.sleep(60)")
     settings["model"]["scoring"]["time_limit"] = 0.5
@@ -96,6 +100,7 @@ def test_rewards_that_run_out_of_time_are_an_error(check, settings, reward_funct
     assert "model.scoring.time_limit=0.5" in results["scoring"]["message"]
 
 
+@pytest.mark.slow
 def test_a_run_of_one_epoch_is_a_warning_and_the_exit_code_is_0(check, settings):
     settings["trainer"]["max_epochs"] = 1
     results, code = check()
@@ -103,12 +108,14 @@ def test_a_run_of_one_epoch_is_a_warning_and_the_exit_code_is_0(check, settings)
     assert "data.pilot" in results["allocation"]["message"]
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_set_up_is_an_error_of_the_report(check, settings):
     settings["model"]["updates"]["max_tokens_per_micro_batch"] = 8
     results, code = check()
     assert code == 1 and "max_tokens_per_micro_batch is 8" in results["set-up"]["message"]
 
 
+@pytest.mark.slow
 def test_success_rates_of_an_earlier_run_bound_the_allocation(check, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -120,11 +127,13 @@ def test_success_rates_of_an_earlier_run_bound_the_allocation(check, tmp_path):
     assert results["allocation"]["numbers"]["best_ratio"] == pytest.approx(0.5, abs=0.12)
 
 
+@pytest.mark.slow
 def test_a_folder_without_groups_is_named(check, tmp_path):
     results, code = check(f"--run={tmp_path}")
     assert code == 1 and "groups.jsonl" in results["allocation"]["message"]
 
 
+@pytest.mark.slow
 def test_lines_are_printed_one_for_each_check(settings, tmp_path, monkeypatch, capsys):
     import yaml
 
