@@ -55,9 +55,7 @@ def check_reward(case: CheckCase) -> CheckResult:
     if len(failed) == len(scores):
         return CheckResult("reward", "error", f"{name} failed for every response: {failed[0].message}", numbers)
     if all(empty) or (wrong and all(wrong)):
-        return CheckResult(
-            "reward", "error", f"{message}: it always pays, see model.reward", numbers
-        )
+        return CheckResult("reward", "error", f"{message}: it always pays, see model.reward", numbers)
     if not any(gold) and not sampled:
         return CheckResult(
             "reward",
