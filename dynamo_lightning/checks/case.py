@@ -1,4 +1,4 @@
-"""What every check looks at: a set-up with a few prompts and the responses that the policy gave to them."""
+"""A set-up with a few prompts and the responses that the policy gave to them: the input of every check."""
 
 from __future__ import annotations
 
