@@ -22,9 +22,9 @@ class CheckResult:
     level: Level
     """`error` if a run with these settings cannot learn what it should, `warning` if it may not."""
     message: str
-    """What was found, and with a warning or an error the option to change."""
+    """Finding, and with a warning or an error the option to change."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured, by name; plain values for `--json`."""
+    """Measurements by name; plain values for `--json`."""
 
     def line(self) -> str:
         """The result for the terminal."""
