@@ -1,4 +1,4 @@
-"""The command line: Lightning's `fit`, `validate`, `test`, `predict`, and our `warm_start`, `export`, `report`."""
+"""The command line: Lightning's `fit`, `validate`, `test`, `predict`, and `check`, `warm_start`, `export`, `report`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dynamo_lightning import __version__
 from dynamo_lightning.checkpoints import check_readable, check_strategy
+from dynamo_lightning.checks.command import CheckCommand, prepared
 from dynamo_lightning.data.literal_text import keep_text_literal, literal_arguments, plain_text
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.errors import MissingFileError, RunError, UserError
@@ -61,11 +62,13 @@ ONE_LINE_ERRORS = (ArgumentError, UserError, RunError, MisconfigurationException
 """The parser's, ours and Lightning's words about a user's mistake; any other exception is a bug with its traceback."""
 SUBCOMMANDS = {
     **LightningCLI.subcommands(),
+    "check": {"model", "datamodule"},
     "warm_start": {"model", "datamodule"},
     "export": {"model", "datamodule"},
 }
 """Lightning's and ours, each with the arguments that the command line does not offer."""
 OVERVIEW = {
+    "check": "Check a set-up before a run, in about a minute.",
     "fit": "Train; resume with --ckpt_path.",
     "validate": "Evaluate a policy on the validation data.",
     "test": "Evaluate a policy on the test data.",
@@ -119,8 +122,8 @@ class ShippedConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, file, option_string)
 
 
-class DynamoTrainer(L.Trainer):
-    """Lightning's trainer with two more entry points, whose log folder is that of the command."""
+class DynamoTrainer(CheckCommand, L.Trainer):
+    """Lightning's trainer with three more entry points, whose log folder is that of the command."""
 
     folder: RunFolder | None = None
 
@@ -302,6 +305,8 @@ class DynamoCLI(LightningCLI):
         drop_checkpointing(config)
         if self.subcommand == "export":  # it logs nothing
             config.trainer.logger = False
+        elif self.subcommand == "check":
+            self.prepared = prepared(config, self.cleanup)
         else:
             self._check_ckpt_path()
             check_logger_packages(config)
@@ -312,7 +317,7 @@ class DynamoCLI(LightningCLI):
             check_checkpoint_folders(config, self.folder)
             print(f"folder   {self.folder.path}{' (resumed)' * (self.folder.kind == 'resumed')}")
         point_loggers(config, self.folder)
-        if self.subcommand in ("warm_start", "export"):
+        if self.subcommand in ("check", "warm_start", "export"):
             # Lightning would write the config at their fits, which are not the command's own.
             self.save_config_callback = None
         self.save_config_kwargs = {"given": given, "folder": self.folder}
@@ -322,6 +327,8 @@ class DynamoCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         assert isinstance(trainer, DynamoTrainer)
         trainer.folder = self.folder
+        if self.subcommand == "check":
+            trainer.check_folder, trainer.planned = self.prepared
         return trainer
 
 

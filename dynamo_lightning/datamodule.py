@@ -197,6 +197,11 @@ class RolloutDataModule(L.LightningDataModule):
             )
         return list(loaded.prompts)
 
+    @property
+    def loaded_prompts(self) -> dict[str, list[list[Prompt]]]:
+        """Prompts of each data set that is loaded, by `train`, `val`, `test` or `predict`."""
+        return self._prompts
+
     def longest_training_prompt(self) -> int:
         """Tokens of the longest prompt to train on."""
         return max(len(prompt.token_ids) for prompts in self._prompts["train"] for prompt in prompts)

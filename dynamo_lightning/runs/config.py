@@ -28,6 +28,7 @@ ARGUMENTS = {
     "predict": {"ckpt_path", "return_predictions", "weights_only"},
     "warm_start": {"demonstrations", "output_dir"},
     "export": {"ckpt_path", "output_dir", "dtype"},
+    "check": {"run", "json"},
 }
 """By subcommand, the options that it does not share with all others."""
 _EVALUATIONS = {"validate", "test", "predict"}
