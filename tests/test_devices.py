@@ -36,7 +36,7 @@ def head_gradient(device, dtype, fused):
             max_logits_bytes=2**20,
         )
     else:
-        logprobs, entropy, _ = statistics_from_logits(hidden @ weight.T / 0.8, targets)
+        logprobs, entropy, *_ = statistics_from_logits(hidden @ weight.T / 0.8, targets)
         loss = (logprobs + 0.1 * entropy).sum()
     loss.backward()
     return torch.cat([hidden.grad.flatten(), weight.grad.flatten()]).double().cpu()
