@@ -14,7 +14,7 @@ from dynamo_lightning.module import PolicyModule
 
 
 def check_checkpoint(trainer: Trainer, model: PolicyModule, folder: Path) -> CheckResult:
-    """Write a checkpoint with the optimizer's state into a temporary folder, and compare what is read from it."""
+    """Write a checkpoint before the first optimizer step into a temporary folder, and compare what is read from it."""
     path = folder / "check.ckpt"
     start = time.perf_counter()
     trainer.save_checkpoint(path)
