@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dynamo_lightning.rewards.scorer import ScoringConfig
     from dynamo_lightning.update.config import UpdateConfig
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "MathReward": "rewards.math",
