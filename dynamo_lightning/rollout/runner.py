@@ -63,11 +63,13 @@ class RolloutRunner:
             UserError: If the environment returns something else than a `Step`.
             RunError: If the engine returns something else than was asked for.
         """
-        together = lockstep if type(self.environment) is not SingleTurn else None
+        is_single = type(self.environment) is SingleTurn  # it waits for nothing: no threads, one turn
+        together = None if is_single else lockstep
         conversations = [Conversation(request, copy.deepcopy(self.environment), tokenizer) for request in requests]
         with ThreadPoolExecutor(max_workers=NUM_THREADS) as threads:
+            each = map if is_single else threads.map
             try:
-                list(threads.map(Conversation.reset, conversations))
+                list(each(Conversation.reset, conversations))
                 while True:
                     running = [conversation for conversation in conversations if conversation.status is None]
                     count = len(running) if together is None else max_over_ranks(len(running), together)
@@ -80,10 +82,9 @@ class RolloutRunner:
                     check_completions(asked, completions, self.engine)
                     for conversation, completion in zip(running, completions, strict=False):
                         conversation.hear(completion)
-                    steps = threads.map(Conversation.step, running)
-                    self.go_on(running, list(steps), together)
+                    self.go_on(running, list(each(Conversation.step, running)), together)
             finally:
-                list(threads.map(Conversation.close, conversations))
+                list(each(Conversation.close, conversations))
         return [conversation.rollout() for conversation in conversations]
 
     def go_on(
