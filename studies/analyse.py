@@ -26,7 +26,7 @@ Cell = tuple[str, float, int]
 
 @dataclass(frozen=True)
 class End:
-    """What a run needed to reach the target; all of the run if it never did."""
+    """Cost of reaching the target; all of the run if it never did."""
 
     iterations: float
     tokens: float
@@ -40,7 +40,7 @@ class Comparison:
     arm: str
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    """Rates of the grid that the arm has on all these seeds."""
+    """Rates of the grid that both have on all these seeds."""
     learning_rate: float
     reference_rate: float
     iterations: float
@@ -48,9 +48,9 @@ class Comparison:
     ratio: float
     token_ratio: float
     interval: tuple[float, float] | None
-    """Of the ratio of iterations; `None` with one seed."""
+    """95 % interval of the ratio of iterations; `None` with one seed."""
     p: float
-    """Of the sign-flip test, not adjusted."""
+    """The sign-flip test's, not adjusted."""
 
 
 def read_results(study: Study, folder: Path) -> dict[Cell, dict[str, Any]]:
@@ -82,22 +82,18 @@ def end_of(study: Study, result: dict[str, Any]) -> End:
 def compare(study: Study, ends: dict[Cell, End]) -> list[Comparison]:
     """Every arm with results against the reference, in the order of the design.
 
-    The seeds of an arm are those on which it has every learning rate that it has at all, and the reference the whole
-    grid: a seed that is still being run is left out.
+    Learning rates are those that both have on a common seed, seeds those on which both have all of these rates: a seed
+    or a rate that is still being run is left out, and neither arm has the larger choice.
     """
     found = []
     for arm in [arm.name for arm in study.arms]:
-        rates = tuple(rate for rate in study.learning_rates if any((arm, rate, seed) in ends for seed in study.seeds))
-        seeds = tuple(
-            seed
-            for seed in study.seeds
-            if all((arm, rate, seed) in ends for rate in rates)
-            and all((study.reference, rate, seed) in ends for rate in study.learning_rates)
-        )
+        both = {(rate, seed) for name, rate, seed in ends if name == arm and (study.reference, rate, seed) in ends}
+        rates = tuple(rate for rate in study.learning_rates if any(rate == paired for paired, _ in both))
+        seeds = tuple(seed for seed in study.seeds if all((rate, seed) in both for rate in rates))
         if not rates or not seeds:
             continue
         best, ours, our_tokens = _at_best_rate(ends, arm, rates, seeds)
-        reference_rate, theirs, their_tokens = _at_best_rate(ends, study.reference, study.learning_rates, seeds)
+        reference_rate, theirs, their_tokens = _at_best_rate(ends, study.reference, rates, seeds)
         found.append(
             Comparison(
                 arm, seeds, rates, best, reference_rate, float(ours.mean()), float(our_tokens.mean()),
@@ -135,7 +131,9 @@ def comparison_table(study: Study, comparisons: Sequence[Comparison]) -> str:
     """Arms at their best learning rates against the reference."""
     others = [found for found in comparisons if found.arm != study.reference]
     adjusted = dict(zip([found.arm for found in others], holm([found.p for found in others]), strict=True))
-    head = "| arm | seeds | best rate | iterations | tokens | ratio of iterations | of tokens | p | p, Holm |"
+    head = (
+        "| arm | seeds | best rate, of how many | iterations | tokens | ratio of iterations | of tokens | p | p, Holm |"
+    )
     lines = [head, "|---" * 9 + "|"]
     for found in comparisons:
         of_grid = f"{found.learning_rate:.0e}, of {len(found.learning_rates)}"

@@ -53,7 +53,7 @@ def execute(study: Study, run: Run, results: Path) -> float:
 
 
 def result_of(study: Study, run: Run, metrics: Path) -> dict[str, Any]:
-    """What a result file holds of a run: its options, and its curve at every evaluation.
+    """Content of a result file: the run's options, and its curve at every evaluation.
 
     `tokens` are all that were generated for training until then, pilots included; `train_seconds` leave evaluations
     out.

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` from its root")
+
 from dynamo_lightning.errors import RunError, UserError
 from studies.analyse import compare, end_of, main, read_results, tables
 from studies.design import Arm, Study, results_folder
@@ -74,6 +76,14 @@ def test_each_arm_is_compared_at_its_own_best_rate(folder):
 def test_a_seed_that_is_still_running_is_left_out_of_the_comparison(folder):
     (folder / "better_2e-04_2.json").unlink()
     assert [found.seeds for found in compare(STUDY, ends_in(folder))] == [(0, 1, 2), (0, 1)]
+
+
+def test_a_rate_that_only_one_of_two_arms_has_is_left_out_of_their_comparison(folder):
+    for path in folder.glob("better_2e-04_*.json"):
+        path.unlink()
+    _, better = compare(STUDY, ends_in(folder))
+    assert (better.learning_rates, better.learning_rate) == ((1e-4,), 1e-4)
+    assert better.ratio == pytest.approx(90 / 80)
 
 
 def test_one_seed_has_no_interval(folder):

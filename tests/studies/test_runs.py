@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` from its root")
+
 from dynamo_lightning.errors import RunError
 from studies.design import load_study
 from studies.one_run import arguments, result_of
