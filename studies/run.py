@@ -24,7 +24,15 @@ from studies.one_run import execute
 
 
 def waiting_runs(study: Study, results: Path, only: str = "") -> list[Run]:
-    """Runs without a result file whose names match a regular expression, in their order."""
+    """Runs without a result file whose names match a regular expression, in their order.
+
+    Raises:
+        UserError: If `only` is no regular expression.
+    """
+    try:
+        re.compile(only)
+    except re.error as error:
+        raise UserError(f"--only={only} is no regular expression: {error}") from None
     return [run for run in study.runs() if re.search(only, run.name) and not (results / f"{run.name}.json").exists()]
 
 
@@ -33,7 +41,12 @@ def run_study(study: Study, results: Path, only: str, workers: int, minutes: flo
 
     Returns:
         The number of runs that finished.
+
+    Raises:
+        UserError: If there is no worker, or `only` is no regular expression.
     """
+    if workers < 1:
+        raise UserError(f"--workers={workers} must be at least 1")
     waiting = waiting_runs(study, results, only)
     total, began, done = len(waiting), time.monotonic(), 0
     print(f"{study.name}: {total} runs to do, results in {results}", flush=True)

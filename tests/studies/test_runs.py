@@ -10,7 +10,7 @@ pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` 
 from dynamo_lightning.errors import RunError
 from studies.design import load_study
 from studies.one_run import arguments, result_of
-from studies.run import run_study, waiting_runs
+from studies.run import main, run_study, waiting_runs
 
 ROOT = Path(__file__).parents[2]
 DESIGN = ROOT / "studies/noise_limited.py"
@@ -85,6 +85,15 @@ def test_nothing_is_run_where_all_runs_are_finished(tmp_path, capsys):
         (tmp_path / f"{run.name}.json").write_text("{}")
     assert run_study(STUDY, tmp_path, only="", workers=1) == 0
     assert "0 runs to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--workers=0"], "--workers=0 must be at least 1"), (["--only=("], r"--only=\( is no regular expression")],
+)
+def test_a_mistaken_option_is_one_line(options, message):
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        main([str(DESIGN), *options])
 
 
 HEADER = "alloc/budget,completions/mean_length,timing_s/generate,timing_s/update,val/arithmetic/pass@1\n"
