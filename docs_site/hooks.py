@@ -49,7 +49,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = re.sub(r"\]\(\.\./configs/README\.md\)", "](configs.md)", markdown)
     markdown = re.sub(r"\]\(\.\./configs/", "](configs/", markdown)
     markdown = re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG|SECURITY)\.md\)", lambda m: f"]({m[1].lower()}.md)", markdown)
-    return re.sub(r"\[([^\]]+)\]\(\.\./(?:dynamo_lightning|callbacks|benchmarks)/[^)]*\)", r"\1", markdown)
+    return re.sub(r"\[([^\]]+)\]\(\.\./(?:dynamo_lightning|callbacks|benchmarks|studies)/[^)]*\)", r"\1", markdown)
 
 
 def on_config(config: MkDocsConfig, **_: Any) -> MkDocsConfig:

@@ -1,0 +1,1 @@
+"""Studies: many short training runs that differ in a few options, run to an end that was fixed beforehand."""

@@ -1,0 +1,97 @@
+"""The design of a study: arms, learning rates, seeds and the end that decides, in one file of its own."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynamo_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method under study: options of `fit` that set it apart from the shared ones."""
+
+    name: str
+    options: tuple[str, ...]
+    """Options of `python -m dynamo_lightning fit`, each `--name=value`."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study."""
+
+    arm: Arm
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the result file, such as `equal_1e-04_0`."""
+        return f"{self.arm.name}_{self.learning_rate:.0e}_{self.seed}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of this run that the shared ones do not have."""
+        return (
+            *self.arm.options,
+            f"--optimizer.init_args.lr={self.learning_rate}",
+            f"--seed_everything={self.seed}",
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that is fixed before the first run."""
+
+    name: str
+    frozen_on: str
+    """Day on which the design was fixed, ISO 8601."""
+    shared: dict[str, Any]
+    """Options of every run, as in a config of `fit`."""
+    arms: tuple[Arm, ...]
+    reference: str
+    """Arm that the others are compared with."""
+    learning_rates: tuple[float, ...]
+    """Grid of every arm, in the order of the runs."""
+    seeds: tuple[int, ...]
+    metric: str
+    """Validation metric with a target, such as `val/arithmetic/pass@1`."""
+    target: float
+    limit: int
+    """RL iterations after which a run ends; a run that never reached the target counts with this number."""
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if self.reference not in names or len(set(names)) != len(names):
+            raise UserError(f"arms {names} must differ in name, and reference={self.reference!r} must be one of them")
+
+    def runs(self) -> Iterator[Run]:
+        """All runs; seeds outermost and arms innermost, so that an unfinished study is balanced."""
+        for seed in self.seeds:
+            for learning_rate in self.learning_rates:
+                for arm in self.arms:
+                    yield Run(arm, learning_rate, seed)
+
+
+def load_study(path: Path) -> Study:
+    """Read the `STUDY` of a design file.
+
+    Raises:
+        UserError: If there is no such file, or no study in it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the design of a study, such as studies/noise_limited.py")
+    study = runpy.run_path(str(path)).get("STUDY")
+    if not isinstance(study, Study):
+        raise UserError(f"{path} must define STUDY, a studies.design.Study")
+    return study
+
+
+def results_folder(design: Path) -> Path:
+    """Folder of a design's result files: `studies/noise_limited/results` for `studies/noise_limited.py`."""
+    return design.with_suffix("") / "results"

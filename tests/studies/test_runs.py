@@ -1,0 +1,124 @@
+"""Designs parse into real options; finished runs are not run again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` from its root")
+
+from dynamo_lightning.errors import RunError
+from studies.design import load_study
+from studies.one_run import arguments, result_of
+from studies.run import main, run_study, waiting_runs
+
+ROOT = Path(__file__).parents[2]
+DESIGN = ROOT / "studies/noise_limited.py"
+STUDY = load_study(DESIGN)
+FIRST = next(STUDY.runs())
+
+
+@pytest.fixture(scope="module")
+def parser():
+    from dynamo_lightning.cli import DynamoCLI, DynamoTrainer
+    from dynamo_lightning.datamodule import RolloutDataModule
+    from dynamo_lightning.module import PolicyModule
+
+    class Parsed(DynamoCLI):
+        def before_instantiate_classes(self):
+            pass
+
+        def instantiate_classes(self):
+            pass
+
+        def _run_subcommand(self, subcommand):
+            pass
+
+        def _set_seed(self):
+            pass
+
+    return Parsed(
+        chosen="fit", model_class=PolicyModule, datamodule_class=RolloutDataModule, trainer_class=DynamoTrainer,
+        auto_configure_optimizers=False, args=["fit"], parser_kwargs={"prog": "python -m dynamo_lightning"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", [arm.name for arm in STUDY.arms])
+def test_the_options_of_every_arm_parse(arm, parser, tmp_path):
+    run = next(run for run in STUDY.runs() if run.arm.name == arm and run.learning_rate == 4e-4 and run.seed == 3)
+    shared = tmp_path / "shared.json"
+    shared.write_text(json.dumps(STUDY.shared))
+    parser.parse_arguments(parser.parser, arguments(STUDY, run, str(shared)))
+    config = parser.config["fit"]
+    assert config.optimizer.init_args.lr == 4e-4
+    assert config.seed_everything == 3
+    assert config.data.prompts_per_batch * config.data.rollouts_per_prompt == 16  # every arm has the same budget
+    assert config.model.loss.advantage.class_path.endswith(("RLOO", "OptimalBaseline"))
+
+
+def test_arms_differ_only_in_what_they_are_named_for():
+    options = {arm.name: set(arm.options) for arm in STUDY.arms}
+    assert all(options[a] != options[b] for a in options for b in options if a != b)
+    assert options["equal_2x8"] < options["pilot_2x8"]
+    assert options["history"] < options["history_rule"]
+
+
+def test_an_unfinished_study_is_balanced():
+    runs = list(STUDY.runs())
+    arms, rates = len(STUDY.arms), len(STUDY.learning_rates)
+    assert len(runs) == arms * rates * len(STUDY.seeds) == len({run.name for run in runs})
+    assert {run.seed for run in runs[: arms * rates]} == {0}
+    assert {run.arm.name for run in runs[:arms]} == {arm.name for arm in STUDY.arms}
+
+
+def test_finished_runs_are_not_run_again(tmp_path):
+    (tmp_path / f"{FIRST.name}.json").write_text("{}")
+    (tmp_path / "weighted_1e-04_0.json.partial").write_text("{")  # killed while it was written
+    waiting = [run.name for run in waiting_runs(STUDY, tmp_path, only="_1e-04_0$")]
+    assert FIRST.name not in waiting
+    assert "weighted_1e-04_0" in waiting
+    assert len(waiting) == len(STUDY.arms) - 1
+
+
+def test_nothing_is_run_where_all_runs_are_finished(tmp_path, capsys):
+    for run in STUDY.runs():
+        (tmp_path / f"{run.name}.json").write_text("{}")
+    assert run_study(STUDY, tmp_path, only="", workers=1) == 0
+    assert "0 runs to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--workers=0"], "--workers=0 must be at least 1"), (["--only=("], r"--only=\( is no regular expression")],
+)
+def test_a_mistaken_option_is_one_line(options, message):
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        main([str(DESIGN), *options])
+
+
+HEADER = "alloc/budget,completions/mean_length,timing_s/generate,timing_s/update,val/arithmetic/pass@1\n"
+
+
+def test_a_curve_counts_all_tokens_and_seconds_until_each_evaluation(tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(HEADER + "16,10,0.5,0.25,\n16,12.5,0.5,0.25,0.4\n16,10,0.5,,\n16,10,0.5,0.5,0.5\n")
+    result = result_of(STUDY, FIRST, metrics)
+    assert result["curve"] == {
+        "iteration": [2, 4], "tokens": [360, 680], "train_seconds": [1.5, 3.0], "value": [0.4, 0.5],
+    }  # fmt: skip
+    assert (result["iterations"], result["tokens"]) == (4, 680)
+
+
+def test_a_run_that_stopped_before_target_and_limit_is_no_result(tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(HEADER + "16,10,0.5,0.25,0.4\n")
+    with pytest.raises(RunError, match="after 1 iterations, before the target and before 275"):
+        result_of(STUDY, FIRST, metrics)
+
+
+def test_shipped_results_are_of_the_shipped_design():
+    from studies.analyse import read_results
+
+    for result in read_results(STUDY, DESIGN.with_suffix("") / "results").values():
+        assert result["iterations"] <= STUDY.limit
+        assert max(result["curve"]["value"]) >= STUDY.target or result["iterations"] == STUDY.limit
