@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynamo_lightning.checks.settings import prepare
+from dynamo_lightning.checks.settings import only_results, prepare
 
 if TYPE_CHECKING:
     from dynamo_lightning.datamodule import RolloutDataModule
@@ -44,5 +44,6 @@ class CheckCommand:
 
 def prepared(config: Any, cleanup: ExitStack) -> tuple[Path, dict[str, Any]]:
     """A temporary folder, and the planned options that were changed in the configuration."""
+    cleanup.enter_context(only_results())
     folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="dynamo_lightning-check-"))
     return Path(folder), prepare(config, folder)

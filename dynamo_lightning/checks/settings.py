@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def only_results() -> Iterator[None]:
+    """Lightning's messages below warnings are left out within the context."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def prepare(config: Any, folder: str) -> dict[str, Any]:
@@ -16,8 +32,6 @@ def prepare(config: Any, folder: str) -> dict[str, Any]:
     Returns:
         The planned run's own values that the check reports on.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):  # only the results are printed
-        logging.getLogger(name).setLevel(logging.WARNING)
     trainer = config.trainer
     planned = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps, "devices": trainer.devices}
     trainer.logger = False

@@ -72,14 +72,14 @@ class EvaluationLoops(L.LightningModule):
         """As in validation."""
         self.sync_generator()
 
-    def answer(self, batch: PromptBatch, wanted: Collection[tuple[int, int]] | None = None) -> list[Rollout]:
+    def sample_responses(self, batch: PromptBatch, wanted: Collection[tuple[int, int]] | None = None) -> list[Rollout]:
         """This rank's share of an evaluation batch's responses; with `wanted`, only of those with these keys."""
         assert self.policy is not None
         return self.collector.sample(self.policy, self.tokenizer, batch, "evaluate", self.eval_temperature, wanted)[0]
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Sample and score the prompts of one evaluation batch."""
-        rollouts = self.answer(batch)
+        rollouts = self.sample_responses(batch)
         outcomes = self.collector.score(batch, rollouts)
         threshold = self.datamodule.success_threshold
         source = batch.prompts[0].source
@@ -152,7 +152,7 @@ class EvaluationLoops(L.LightningModule):
             sizes = zip(batch.prompts, batch.group_sizes, strict=True)
             missing = {(p.prompt_id, i) for p, size in sizes if p.prompt_id in again for i in range(size)}
         if missing:
-            rollouts = self.answer(batch, missing)
+            rollouts = self.sample_responses(batch, missing)
             self.benchmark_run.add(batch, rollouts, self.collector.score(batch, rollouts))
 
     def on_test_epoch_end(self) -> None:
@@ -164,6 +164,6 @@ class EvaluationLoops(L.LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Responses of this rank's share with their rewards: a dictionary of plain values for each."""
-        rollouts = self.answer(batch)
+        rollouts = self.sample_responses(batch)
         scores = {outcome.key: outcome.score for outcome in self.collector.score(batch, rollouts)}
         return [make_record(rollout, scores[rollout.key]) for rollout in rollouts]

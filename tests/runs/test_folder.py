@@ -1,5 +1,5 @@
-import multiprocessing
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
@@ -19,13 +19,26 @@ from dynamo_lightning.runs.folder import (
 RUN = {"kind": "run", "name": "a"}
 
 
-def claim_one(parent):
-    return claim(Path(parent), "version_", RUN).name
+CLAIMING = """
+import sys
+from pathlib import Path
+from dynamo_lightning.runs.folder import claim
+print("ready", flush=True)
+sys.stdin.readline()
+print(*[claim(Path(sys.argv[1]), "version_", {"kind": "run", "name": "a"}).name for _ in range(8)])
+"""
 
 
 def test_runs_started_at_once_get_folders_of_their_own(tmp_path):
-    with multiprocessing.get_context("fork").Pool(8) as pool:
-        names = pool.map(claim_one, [str(tmp_path / "runs")] * 32, chunksize=1)
+    # Fresh processes: a fork of this one would inherit locks that its other threads hold, and wait for them forever.
+    command = [sys.executable, "-c", CLAIMING, str(tmp_path / "runs")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 4
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    names = [name for process in processes for name in process.communicate(timeout=60)[0].split()]
     assert sorted(names) == sorted(f"version_{number}" for number in range(32))
 
 
