@@ -12,7 +12,8 @@ Packing: forward and backward of the same policy over 256 rollouts of 1 to 512 t
 padded batches in random order, and in padded batches sorted by length; the same head and loss. Tokens are real ones.
 
 Each contender is a process of its own and they take turns, so that a busy machine hits them alike; medians over
-iterations and rounds, with the smallest and largest round.
+iterations and rounds, with the smallest and largest round. Where other programs take the cores between, wall seconds
+say little: `--clock processor` counts the processor seconds of each contender's process, on one thread.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from dynamo_lightning.rewards.reward import Reward
 NUM_PROMPTS, GROUP_SIZE, MAX_RESPONSE_LENGTH, NUM_WARM_UP, NUM_ITERATIONS = 32, 8, 64, 2, 6
 TRL_BATCH_SIZES = (64, 256)
 SHARES = (0.0, 0.5)
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 # --- what all contenders share ----------------------------------------------------------------------------------------
@@ -52,7 +54,7 @@ class CoinReward(Reward):
     """`reward_of`."""
 
     def __call__(self, prompt: str, response: str, answer: str, **columns: Any) -> float:
-        """See the base class."""
+        """As the base class says."""
         return reward_of(response, answer)
 
 
@@ -81,7 +83,7 @@ def prompts(zero_advantage_share: float) -> list[dict[str, str]]:
 # --- whole iterations -------------------------------------------------------------------------------------------------
 
 
-def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
+def our_iterations(folder: str, share: float, modulated: bool, now: Callable[[], float]) -> list[float]:
     """Tokens per second of each iteration of `PolicyModule`."""
     import lightning as L
 
@@ -102,10 +104,10 @@ def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
             self.rates: list[float] = []
 
         def on_train_batch_start(self, *arguments: Any) -> None:
-            self.start = time.perf_counter()
+            self.start = now()
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *arguments: Any) -> None:
-            self.rates.append(outputs["record"].num_tokens / (time.perf_counter() - self.start))
+            self.rates.append(outputs["record"].num_tokens / (now() - self.start))
 
     path = Path(folder) / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in prompts(share)))
@@ -139,7 +141,7 @@ def our_iterations(folder: str, share: float, modulated: bool) -> list[float]:
     return clock.rates[NUM_WARM_UP:]
 
 
-def trl_iterations(folder: str, share: float, batch_size: int) -> list[float]:
+def trl_iterations(folder: str, share: float, batch_size: int, now: Callable[[], float]) -> list[float]:
     """Tokens per second of each iteration of TRL's `GRPOTrainer`."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -151,7 +153,7 @@ def trl_iterations(folder: str, share: float, batch_size: int) -> list[float]:
             self.tokens: list[float] = []
 
         def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            self.times.append(time.perf_counter())
+            self.times.append(now())
             self.tokens.append(float(trainer.state.num_input_tokens_seen))
 
     def coin(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
@@ -193,7 +195,7 @@ def trl_iterations(folder: str, share: float, batch_size: int) -> list[float]:
 # --- packing ----------------------------------------------------------------------------------------------------------
 
 
-def training_passes(folder: str, layout: str) -> list[float]:
+def training_passes(folder: str, layout: str, now: Callable[[], float]) -> list[float]:
     """Tokens per second of forward and backward passes over skewed lengths."""
     from dynamo_lightning.losses.token_statistics import TokenStatistics, chunked_loss
     from dynamo_lightning.policy.loading import PolicyConfig, load_policy
@@ -243,38 +245,39 @@ def training_passes(folder: str, layout: str) -> list[float]:
     rates = []
     for _ in range(NUM_WARM_UP + NUM_ITERATIONS):
         policy.zero_grad()
-        start = time.perf_counter()
+        start = now()
         run()
-        rates.append(sum(lengths) / (time.perf_counter() - start))
+        rates.append(sum(lengths) / (now() - start))
     return rates[NUM_WARM_UP:]
 
 
 # --- contenders in turn -----------------------------------------------------------------------------------------------
 
 
-def contenders() -> dict[tuple[str, float | None], Callable[[str], list[float]]]:
-    """By name and share of groups of advantage 0."""
+def contenders(now: Callable[[], float]) -> dict[tuple[str, float | None], Callable[[str], list[float]]]:
+    """By name and share of groups of advantage 0; seconds are those of the clock."""
     found: dict[tuple[str, float | None], Callable[[str], list[float]]] = {}
     for share in SHARES:
         for name, modulated in (("iteration", False), ("iteration, modulated", True)):
             found[name, share] = lambda folder, share=share, modulated=modulated: our_iterations(
-                folder, share, modulated
+                folder, share, modulated, now
             )
         for size in TRL_BATCH_SIZES:
             found[f"iteration, TRL, micro-batch {size}", share] = lambda folder, share=share, size=size: trl_iterations(
-                folder, share, size
+                folder, share, size, now
             )
     for layout in ("packed", "padded, random order", "padded, sorted by length"):
-        found[layout, None] = lambda folder, layout=layout: training_passes(folder, layout)
+        found[layout, None] = lambda folder, layout=layout: training_passes(folder, layout, now)
     return found
 
 
-def in_a_process(number: int, peers: str | None) -> list[float] | str:
+def in_a_process(number: int, peers: str | None, clock: str) -> list[float] | str:
     """Rates of one contender in a fresh interpreter; the last line of its error if it does not run."""
     path = os.pathsep.join(part for part in (str(Path.cwd()), peers, os.environ.get("PYTHONPATH")) if part)
+    threads = {"OMP_NUM_THREADS": "1"} if clock == "processor" else {}
     done = subprocess.run(
-        [sys.executable, __file__, "--one", str(number)],
-        env=os.environ | {"PYTHONPATH": path},
+        [sys.executable, __file__, "--one", str(number), "--clock", clock],
+        env=os.environ | {"PYTHONPATH": path} | threads,
         capture_output=True,
         text=True,
     )
@@ -290,9 +293,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--peers", help="folder with trl, if it is not installed")
     parser.add_argument("--share", type=float, help="only iterations in which this share of groups has advantage 0")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="seconds that count")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    entries = contenders()
+    entries = contenders(CLOCKS[options.clock])
     if options.one is not None:
         with tempfile.TemporaryDirectory() as folder:
             write_policy(folder, max_position_embeddings=1024)
@@ -306,7 +310,7 @@ def main() -> None:
         for number, key in enumerate(entries):
             if key not in rounds or key in failures:
                 continue
-            rates = in_a_process(number, options.peers)
+            rates = in_a_process(number, options.peers, options.clock)
             print(key, rates, file=sys.stderr, flush=True)
             if isinstance(rates, str):
                 failures[key] = rates
@@ -320,7 +324,8 @@ def main() -> None:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
-    print(f"{', '.join(versions)}; {torch.get_num_threads()} threads; medians of {options.rounds} rounds\n")
+    threads = 1 if options.clock == "processor" else torch.get_num_threads()
+    print(f"{', '.join(versions)}; {threads} threads; {options.clock} seconds; medians of {options.rounds} rounds\n")
     print(f"{'':34}{'advantage 0':>12}{'tokens/s':>10}{'rounds':>18}{'ours is':>9}")
     for key, rates in rounds.items():
         name, share = key
@@ -334,7 +339,13 @@ def main() -> None:
         )
     if options.json:
         rows = [
-            {"name": name, "zero_advantage_share": share, "tokens_per_second": statistics.median(rates)}
+            {
+                "name": name,
+                "zero_advantage_share": share,
+                "clock": options.clock,
+                "tokens_per_second": statistics.median(rates),
+                "rounds": rates,
+            }
             for (name, share), rates in rounds.items()
             if rates
         ]

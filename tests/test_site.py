@@ -148,3 +148,24 @@ def test_the_site_builds_without_a_network_and_loads_nothing_from_elsewhere(tmp_
         loaded = re.findall(r"<(?:script|img|iframe)[^>]*src=\"(https?:[^\"]+)\"", text)
         loaded += re.findall(r"<link[^>]*rel=\"(?:stylesheet|preload)\"[^>]*href=\"(https?:[^\"]+)\"", text)
         assert loaded == [], name
+
+
+def test_every_figure_of_the_pages_is_what_the_command_draws(tmp_path):
+    folder = ROOT / "docs" / "figures"
+    if not folder.exists():
+        pytest.skip("the documentation does not come with an installed package")
+    shown = {name for page in PAGES for name in re.findall(r"\]\(figures/(\w+)\.svg\)", page.read_text())}
+    command = [sys.executable, "docs_site/figures.py", "--output_dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    drawn = {path.stem: path.read_text() for path in tmp_path.iterdir()}
+    assert shown == drawn.keys() == {path.stem for path in folder.iterdir()}
+    version = re.search("Matplotlib v[0-9.]+", drawn["allocation"])[0]
+    for name, figure in drawn.items():
+        kept = (folder / f"{name}.svg").read_text()
+        if version in kept:  # another version draws other paths
+            assert rounded(figure) == rounded(kept), name
+
+
+def rounded(figure: str) -> str:
+    """A figure without the decimals in which processors differ."""
+    return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", figure)
