@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamo_lightning.allocation import (
     AllocationRule,
@@ -75,7 +76,14 @@ class TruePrior(BetaPosterior):
         return self.prior
 
 
-def expected_variances(arm: str, rates_then, rates_now, outcomes, history: int, prior: tuple[float, float]):
+def expected_variances(
+    arm: str,
+    rates_then: NDArray[np.float64],
+    rates_now: NDArray[np.float64],
+    outcomes: NDArray[np.int64],
+    history: int,
+    prior: tuple[float, float],
+) -> NDArray[np.float64]:
     """Return each prompt's weight in iteration 1, `[num_prompts]`."""
     if arm == "oracle":
         return rates_now * (1 - rates_now)

@@ -16,6 +16,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def oracle_ratio(rates: np.ndarray) -> float:
     return best_variance_ratio(rates * (1 - rates))
 
 
-def with_interval(statistic, values: np.ndarray, seed: int = 0) -> dict[str, float]:
+def with_interval(statistic: Callable[[np.ndarray], float], values: np.ndarray, seed: int = 0) -> dict[str, float]:
     """A statistic of the chains' values and its 95 % percentile interval, bootstrapped over chains."""
     generator = np.random.default_rng(seed)
     draws = [statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(NUM_BOOTSTRAP)]

@@ -237,11 +237,20 @@ def first_epoch(prior: float, pilot: int, baseline: PilotBaseline, seed: int, sc
     return float((gradient**2).sum() / (variances / (mean_size - 1)).sum()), float(gradient.sum() / variances.sum() - 1)
 
 
+PILOTS: tuple[tuple[int, PilotBaseline], ...] = (
+    (0, "separate"),
+    (4, "separate"),
+    (2, "cross"),
+    (4, "cross"),
+    (4, "pooled"),
+)
+
+
 def measure_pilot() -> list[dict[str, Any]]:
     """Return a record for each prior, pilot and baseline of table `pilot`."""
     records = []
     for prior in (0.2, 0.5, 1.0):
-        for pilot, baseline in ((0, "separate"), (4, "separate"), (2, "cross"), (4, "cross"), (4, "pooled")):
+        for pilot, baseline in PILOTS:
             ratios, biases = (
                 [first_epoch(prior, pilot, baseline, seed, scores)[number] for seed in range(PILOT_REPLICATIONS)]
                 for number, scores in enumerate(("independent", "bernoulli"))

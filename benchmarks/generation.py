@@ -65,7 +65,8 @@ def rates(model: str, contender: str, num_responses: int) -> dict[int, float]:
 
     on_gpu = torch.cuda.is_available()
     policy = load_policy(model, PolicyConfig(dtype="bfloat16" if on_gpu else "float32"))
-    policy = policy.to("cuda" if on_gpu else "cpu").eval()
+    policy.to("cuda" if on_gpu else "cpu")  # type: ignore[arg-type]  # its decorator hides the signature
+    policy.eval()
     tokenizer = load_tokenizer(model)
     generator: Any = TransformersEngine(batch_size=num_responses)
     if contender != "transformers":

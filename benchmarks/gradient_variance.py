@@ -216,14 +216,22 @@ def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list
     for reference in references:
         reference.rewards = np.array([next(scored).reward for _ in reference.responses])
     for reference, mean, weight in zip(references, *checkpoint.prior, strict=True):
-        options = {"temperature": 1.0, "seed": derive_seed(*key)}
-        sketch = parameter_scores(policy, reference.responses, num_dimensions=scale.num_dimensions, **options)
+        seed = derive_seed(*key)
+        sketch = parameter_scores(
+            policy, reference.responses, num_dimensions=scale.num_dimensions, temperature=1.0, seed=seed
+        )
         reference.scores = (sketch - torch.from_numpy(reference.counts).float() @ sketch / scale.num_references).numpy()
         reference.norms = score_norms(policy, reference.responses, task.updates)
         reference.prior = float(mean), float(weight)
         if np.ptp(reference.rewards):
             head = head_scores(
-                policy, reference.responses, reference.responses[0], task.updates, num_projections=256, **options
+                policy,
+                reference.responses,
+                reference.responses[0],
+                task.updates,
+                num_projections=256,
+                temperature=1.0,
+                seed=seed,
             )
             reference.head_scores = head.numpy()
     return references
@@ -296,9 +304,9 @@ def measure_batches(
                 gradients = batch_gradients(mode, references, draws, sizes[arm], scale, BASELINE_ARMS.get(arm))
             spread = ((gradients - gradients.mean(0)) ** 2).sum(1) * len(gradients) / (len(gradients) - 1)
             result.deviations[mode, arm] = spread
-            target, length = (
-                (gradient, np.linalg.norm(gradient)) if mode == "rloo+prompt_mean" else (uniform, uniform_length)
-            )
+            unbiased = mode == "rloo+prompt_mean"
+            target = gradient if unbiased else uniform
+            length = float(np.linalg.norm(gradient)) if unbiased else uniform_length
             result.squared_bias[mode, arm] = debiased_square(gradients - target) / length**2
             result.length[mode, arm] = max(debiased_square(gradients), 0.0) ** 0.5 / uniform_length
 

@@ -131,7 +131,8 @@ def measure(given: list[str], num_iterations: int) -> dict[str, Any]:
             ]
         )  # fmt: skip
     assert cli is not None
-    profiler: Any = cli.trainer.profiler
+    trainer: Any = cli.trainer
+    profiler: Any = trainer.profiler
     module: Any = cli.model
     everywhere = gather_objects([profiler.peaks])
     return {

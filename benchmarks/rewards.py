@@ -28,6 +28,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynamo_lightning.rewards import MathReward
 from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
 from dynamo_lightning.types import Prompt, Rollout, Score
@@ -64,7 +66,7 @@ class TimedMathReward(MathReward):
 
 def make_rollout(response: str, answer: str) -> Rollout:
     """A rollout of which only the texts matter."""
-    return Rollout(Prompt(0, "", "", (1,), answer), 0, (1,), (0.0,), response)
+    return Rollout(Prompt(0, "", "", (1,), answer), 0, np.array([1]), np.array([0.0]), response)
 
 
 def make_answers(generator: random.Random) -> list[str]:

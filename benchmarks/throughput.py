@@ -28,10 +28,12 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dynamo_lightning.rewards.reward import Reward
@@ -198,9 +200,9 @@ def trl_iterations(folder: str, share: float, batch_size: int, now: Callable[[],
 def training_passes(folder: str, layout: str, now: Callable[[], float]) -> list[float]:
     """Tokens per second of forward and backward passes over skewed lengths."""
     from dynamo_lightning.losses.token_statistics import TokenStatistics, chunked_loss
+    from dynamo_lightning.policy.forward import head_inputs
     from dynamo_lightning.policy.loading import PolicyConfig, load_policy
     from dynamo_lightning.policy.packing import make_micro_batch, pack
-    from dynamo_lightning.policy.reading import head_inputs
     from dynamo_lightning.types import Prompt, Rollout
 
     policy = load_policy(folder, PolicyConfig())
@@ -208,7 +210,9 @@ def training_passes(folder: str, layout: str, now: Callable[[], float]) -> list[
     lengths = (512 * torch.rand(256, generator=generator) ** 3).ceil().long().clamp(1, 512).tolist()
     prompt = Prompt(0, "", "", (5,), "")
     rollouts = [
-        Rollout(prompt, i, tuple(torch.randint(3, 60, (length,), generator=generator).tolist()), (), "")
+        Rollout(
+            prompt, i, torch.randint(3, 60, (length,), generator=generator).numpy(), np.zeros(length, np.float32), ""
+        )
         for i, length in enumerate(lengths)
     ]
     order = torch.randperm(len(rollouts), generator=generator).tolist()
@@ -259,15 +263,13 @@ def contenders(now: Callable[[], float]) -> dict[tuple[str, float | None], Calla
     found: dict[tuple[str, float | None], Callable[[str], list[float]]] = {}
     for share in SHARES:
         for name, modulated in (("iteration", False), ("iteration, modulated", True)):
-            found[name, share] = lambda folder, share=share, modulated=modulated: our_iterations(
-                folder, share, modulated, now
-            )
+            found[name, share] = partial(our_iterations, share=share, modulated=modulated, now=now)
         for size in TRL_BATCH_SIZES:
-            found[f"iteration, TRL, micro-batch {size}", share] = lambda folder, share=share, size=size: trl_iterations(
-                folder, share, size, now
+            found[f"iteration, TRL, micro-batch {size}", share] = partial(
+                trl_iterations, share=share, batch_size=size, now=now
             )
     for layout in ("packed", "padded, random order", "padded, sorted by length"):
-        found[layout, None] = lambda folder, layout=layout: training_passes(folder, layout, now)
+        found[layout, None] = partial(training_passes, layout=layout, now=now)
     return found
 
 
@@ -284,6 +286,19 @@ def in_a_process(number: int, peers: str | None, clock: str) -> list[float] | st
     if done.returncode != 0:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def against_trl(rounds: dict[tuple[str, float | None], list[float]]) -> Iterator[str]:
+    """Lines that compare ours with the faster of TRL's settings within each round."""
+    for (name, share), rates in rounds.items():
+        peers = [rounds.get((f"iteration, TRL, micro-batch {size}", share), []) for size in TRL_BATCH_SIZES]
+        peers = [peer for peer in peers if len(peer) == len(rates)]
+        if name.startswith("iteration") and "TRL" not in name and peers:
+            ratios = [own / max(fastest) for own, *fastest in zip(rates, *peers, strict=True)]
+            yield (
+                f"{name}, advantage 0 in {share:.0%}: {statistics.median(ratios):.2f} × TRL's faster setting of the "
+                f"same round (rounds {', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+            )
 
 
 def main() -> None:
@@ -337,6 +352,8 @@ def main() -> None:
             f"{name:34}{'' if share is None else f'{share:.0%}':>12}{statistics.median(rates):10.0f}"
             f"{f'{min(rates):.0f} – {max(rates):.0f}':>18}{ours / statistics.median(rates):8.2f}×"
         )
+    for line in against_trl(rounds):
+        print(line)
     if options.json:
         rows = [
             {

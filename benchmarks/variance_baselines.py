@@ -10,8 +10,8 @@ import torch
 
 from dynamo_lightning.allocation import AllocationRule, NeymanRule, OptimalBaselineRule, UniformRule
 from dynamo_lightning.losses.advantages import weighted_leave_one_out
+from dynamo_lightning.policy.forward import response_statistics, token_layout
 from dynamo_lightning.policy.packing import MicroBatches
-from dynamo_lightning.policy.reading import response_statistics, token_layout
 from dynamo_lightning.types import Rollout
 from dynamo_lightning.update.config import UpdateConfig
 

@@ -23,7 +23,8 @@ from dynamo_lightning.allocation import (
     VarianceEstimator,
     best_variance_ratio,
 )
-from dynamo_lightning.losses.advantages import GRPO, RLOO
+from dynamo_lightning.losses.advantages import GRPO, RLOO, Advantage
+from dynamo_lightning.losses.weights import Aggregation
 from dynamo_lightning.measure.moments import KernelMoments
 
 SETTINGS = ((8, 2, 24), (16, 2, 64))  # mean, smallest and largest group; the first is the quickstart's
@@ -39,7 +40,7 @@ KINDS = {
     "head": "The same of the vocabulary head alone, as VarianceReductionMonitor measures it,",
     "model": "Σ p(1 − p)/(n − 1), which allocation minimises,",
 }
-MODES = {
+MODES: dict[str, tuple[Advantage, Aggregation]] = {
     "rloo+prompt_mean": (RLOO(), "prompt_mean"),
     "grpo+prompt_mean": (GRPO(), "prompt_mean"),
     "paper_code": (GRPO(), "token_mean"),
@@ -124,7 +125,7 @@ def ratio_to_uniform(
     rng = np.random.default_rng(0)
     resampled = []
     for _ in range(num_resamples):
-        rows = rng.integers(num_checkpoints, size=num_checkpoints)[:, None]
+        rows = rng.integers(num_checkpoints, size=(num_checkpoints, 1))
         columns = rng.integers(num_units, size=(num_checkpoints, num_units))
         resampled.append(np.mean(above[rows, columns].sum(1) / below[rows, columns].sum(1)))
     return float(np.mean(above.sum(1) / below.sum(1))), *interval(np.array(resampled))

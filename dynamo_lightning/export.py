@@ -12,10 +12,10 @@ from torch import Tensor
 from dynamo_lightning.checkpoints import read_weights, shapes_of
 from dynamo_lightning.errors import RunError, UserError
 from dynamo_lightning.files import folder_written_atomically
+from dynamo_lightning.policy.forward import probe_rollouts
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.policy.logits import own_logits
 from dynamo_lightning.policy.lora import merged_parameters
-from dynamo_lightning.policy.reading import probe_rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

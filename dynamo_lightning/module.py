@@ -39,10 +39,10 @@ from dynamo_lightning.evaluation.loops import EvaluationLoops
 from dynamo_lightning.losses.policy_loss import PolicyLoss
 from dynamo_lightning.policy.agreement import choose_layout
 from dynamo_lightning.policy.dropout import set_training_mode
+from dynamo_lightning.policy.forward import set_token_layout
 from dynamo_lightning.policy.lengths import check_lengths
 from dynamo_lightning.policy.loading import PolicyConfig, load_architecture, load_policy, load_tokenizer
 from dynamo_lightning.policy.lora import without_adapters
-from dynamo_lightning.policy.reading import set_token_layout
 from dynamo_lightning.policy.sharding import shard_policy
 from dynamo_lightning.rewards.combined import RewardLike, as_reward
 from dynamo_lightning.rewards.math import MathReward

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 import tempfile
 import time
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,23 @@ def arguments(study: Study, run: Run, shared: str) -> list[str]:
     return ["fit", f"--config={shared}", f"--name={study.name}", *run.options]
 
 
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Everything that the process prints goes to a file, also by loggers that remember an earlier standard error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with path.open("a") as stream, redirect_stdout(stream), redirect_stderr(stream):
+            for number in (1, 2):
+                os.dup2(stream.fileno(), number)
+            yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
 def execute(study: Study, run: Run, results: Path) -> float:
     """Train, and write the run's result file when all of it is done; a killed run leaves none.
 
@@ -41,7 +60,7 @@ def execute(study: Study, run: Run, results: Path) -> float:
         shared = folder / "shared.json"  # JSON is YAML
         shared.write_text(json.dumps(study.shared))
         log = folder / "log.txt"
-        with chdir(folder), log.open("w") as stream, redirect_stdout(stream), redirect_stderr(stream):
+        with chdir(folder), output_to(log):
             main(arguments(study, run, str(shared)))
         found = list(folder.glob("**/metrics.csv"))
         if len(found) != 1:

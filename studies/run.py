@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 import argparse
 import re
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -36,6 +37,21 @@ def waiting_runs(study: Study, results: Path, only: str = "") -> list[Run]:
     return [run for run in study.runs() if re.search(only, run.name) and not (results / f"{run.name}.json").exists()]
 
 
+def end_with(parent: int) -> None:
+    """End this worker within a second after its parent, however that ends: a killed study leaves no run behind.
+
+    Args:
+        parent: Process id of the study.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_study(study: Study, results: Path, only: str, workers: int, minutes: float | None = None) -> int:
     """Run what is waiting; no run is begun after so many minutes.
 
@@ -50,7 +66,8 @@ def run_study(study: Study, results: Path, only: str, workers: int, minutes: flo
     waiting = waiting_runs(study, results, only)
     total, began, done = len(waiting), time.monotonic(), 0
     print(f"{study.name}: {total} runs to do, results in {results}", flush=True)
-    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         running: dict[Future[float], Run] = {}
         while waiting or running:
             if minutes is not None and time.monotonic() - began > 60 * minutes:

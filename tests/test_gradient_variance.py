@@ -195,8 +195,8 @@ def test_head_scores_do_not_depend_on_micro_batches(policy, rollouts):
 
 
 def test_a_head_score_is_the_sum_over_its_rollout_s_tokens(policy, rollouts):
+    from dynamo_lightning.policy.forward import head_inputs
     from dynamo_lightning.policy.packing import make_micro_batch
-    from dynamo_lightning.policy.reading import head_inputs
 
     scores = head_scores(policy, rollouts, rollouts[0], UpdateConfig(), temperature=1.0, num_projections=6, seed=3)
     weight = policy.get_output_embeddings().weight.detach()

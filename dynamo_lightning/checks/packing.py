@@ -5,7 +5,7 @@ from __future__ import annotations
 from dynamo_lightning.checks.case import CheckCase
 from dynamo_lightning.checks.result import CheckResult
 from dynamo_lightning.policy.agreement import logprob_difference
-from dynamo_lightning.policy.reading import packing_difference, token_layout
+from dynamo_lightning.policy.forward import packing_difference, token_layout
 
 
 def check_packing(case: CheckCase) -> CheckResult:

@@ -116,9 +116,9 @@ def exact_success_rates(problems: Sequence[Problem], model_name: str) -> list[fl
     import numpy as np
     import torch
 
+    from dynamo_lightning.policy.forward import response_statistics
     from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
     from dynamo_lightning.policy.packing import make_micro_batch, pack
-    from dynamo_lightning.policy.reading import response_statistics
     from dynamo_lightning.types import Prompt, Rollout
 
     policy, tokenizer = load_policy(model_name, PolicyConfig()).eval(), load_tokenizer(model_name)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynamo_lightning.losses.token_statistics import MAX_LOGITS_BYTES
+from dynamo_lightning.policy.forward import head_inputs, token_layout, vocabulary_head
 from dynamo_lightning.policy.packing import MicroBatches, make_micro_batch
-from dynamo_lightning.policy.reading import head_inputs, token_layout, vocabulary_head
 from dynamo_lightning.types import Rollout
 from dynamo_lightning.update.config import UpdateConfig
 

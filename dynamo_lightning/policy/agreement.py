@@ -8,15 +8,15 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from dynamo_lightning.errors import UserError
-from dynamo_lightning.policy.logits import call_options, own_logits
-from dynamo_lightning.policy.packing import TokenLayout, make_micro_batch
-from dynamo_lightning.policy.reading import (
+from dynamo_lightning.policy.forward import (
     check_packing,
     is_exact,
     probe_rollouts,
     response_statistics,
     set_token_layout,
 )
+from dynamo_lightning.policy.logits import call_options, own_logits
+from dynamo_lightning.policy.packing import TokenLayout, make_micro_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

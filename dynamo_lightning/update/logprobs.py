@@ -13,8 +13,8 @@ from torch import Tensor
 from dynamo_lightning.distributed import derive_seed, run_seed, sum_over_ranks
 from dynamo_lightning.errors import RunError
 from dynamo_lightning.losses.token_statistics import TokenStatistics, columns_of
+from dynamo_lightning.policy.forward import response_statistics, token_layout
 from dynamo_lightning.policy.packing import MicroBatches
-from dynamo_lightning.policy.reading import response_statistics, token_layout
 from dynamo_lightning.types import RolloutBatch
 from dynamo_lightning.update.config import UpdateConfig
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dynamo_lightning.distributed import world_size
 from dynamo_lightning.losses.policy_loss import LossInputs
 from dynamo_lightning.losses.token_statistics import TokenStatistics
+from dynamo_lightning.policy.forward import response_loss, token_layout
 from dynamo_lightning.policy.packing import MicroBatch, MicroBatches
-from dynamo_lightning.policy.reading import response_loss, token_layout
 from dynamo_lightning.policy.sharding import gradient_sync
 from dynamo_lightning.update.denominators import advantages_at_later_step, kept_scale
 from dynamo_lightning.update.experience import Experience

@@ -4,8 +4,8 @@ import pytest
 import torch
 from launcher import run
 
+from dynamo_lightning.policy.forward import response_loss
 from dynamo_lightning.policy.packing import make_micro_batch
-from dynamo_lightning.policy.reading import response_loss
 from dynamo_lightning.types import Prompt, Rollout
 
 ARCHITECTURES = ("Qwen2", "Qwen3", "Llama", "Mistral", "Gemma")

@@ -186,8 +186,8 @@ def run(name: str, folder: Path, export: bool = True, **options) -> dict:
     from dynamo_lightning.engines.engine import SamplingConfig
     from dynamo_lightning.export import export_policy
     from dynamo_lightning.module import PolicyModule
+    from dynamo_lightning.policy.forward import token_layout
     from dynamo_lightning.policy.logits import own_logits
-    from dynamo_lightning.policy.reading import token_layout
     from dynamo_lightning.rollout.runner import sample_rollouts
     from dynamo_lightning.types import (
         Collected,

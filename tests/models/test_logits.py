@@ -6,10 +6,10 @@ from architectures import tiny_config
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.policy.agreement import choose_layout
+from dynamo_lightning.policy.forward import probe_rollouts, response_loss, response_statistics, uses_own_logits
 from dynamo_lightning.policy.loading import choose_kernel
 from dynamo_lightning.policy.logits import LogitTransform, fit_transform, logit_transform, own_logits
 from dynamo_lightning.policy.packing import make_micro_batch
-from dynamo_lightning.policy.reading import probe_rollouts, response_loss, response_statistics, uses_own_logits
 
 KINDS = {
     "llama": LogitTransform(1.0),

@@ -5,9 +5,9 @@ import torch
 from architectures import tiny_config
 
 from dynamo_lightning.policy.dropout import set_training_mode
+from dynamo_lightning.policy.forward import probe_rollouts, response_statistics
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.policy.packing import make_micro_batch
-from dynamo_lightning.policy.reading import probe_rollouts, response_statistics
 
 
 def save(name, folder):

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from dynamo_lightning.policy.forward import response_loss
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
 from dynamo_lightning.policy.packing import make_micro_batch
-from dynamo_lightning.policy.reading import response_loss
 from dynamo_lightning.types import Prompt, Rollout
 
 

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamo_lightning.policy.forward import response_loss
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.policy.packed_attention import bucket_sequences, packed_attention
 from dynamo_lightning.policy.packing import make_micro_batch
-from dynamo_lightning.policy.reading import response_loss
 
 CPU = torch.device("cpu")
 

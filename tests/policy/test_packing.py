@@ -3,10 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamo_lightning.policy.forward import check_packing, response_statistics
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
 from dynamo_lightning.policy.packed_attention import register
 from dynamo_lightning.policy.packing import balance, make_micro_batch, pack
-from dynamo_lightning.policy.reading import check_packing, response_statistics
 
 
 @given(st.lists(st.integers(1, 50), max_size=60))

@@ -1,6 +1,10 @@
 """Designs parse into real options; finished runs are not run again."""
 
+import copy
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` 
 
 from dynamo_lightning.errors import RunError
 from studies.design import load_study
-from studies.one_run import arguments, result_of
+from studies.one_run import arguments, execute, result_of
 from studies.run import main, run_study, waiting_runs
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +126,32 @@ def test_shipped_results_are_of_the_shipped_design():
     for result in read_results(STUDY, DESIGN.with_suffix("") / "results").values():
         assert result["iterations"] <= STUDY.limit
         assert max(result["curve"]["value"]) >= STUDY.target or result["iterations"] == STUDY.limit
+
+
+def short_study(name):
+    """One arm of the shipped study for two iterations, with a target that it has reached before."""
+    shared = copy.deepcopy(STUDY.shared)
+    shared["trainer"] |= {"limit_train_batches": 2, "val_check_interval": 1}
+    return dataclasses.replace(STUDY, name=name, shared=shared, arms=STUDY.arms[:1], target=0.0, limit=2)
+
+
+def test_a_run_is_trained_by_the_command_line_and_leaves_its_curve(tmp_path, capfd):
+    study = short_study("short")
+    run = next(study.runs())
+    print("before")
+    seconds = execute(study, run, tmp_path)
+    print("after")
+    result = json.loads((tmp_path / f"{run.name}.json").read_text())
+    assert result["arm"] == "equal" and result["curve"]["iteration"][0] == 1 and result["tokens"] >= 16
+    assert seconds >= result["curve"]["train_seconds"][0] > 0
+    assert capfd.readouterr().out == "before\nafter\n", "what the run prints goes to its log"
+
+
+def test_a_worker_ends_with_its_study():
+    worker = "from studies.run import end_with, os, time; end_with(os.getppid()); print(1, flush=True); time.sleep(60)"
+    study = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", study], cwd=ROOT, stdout=subprocess.PIPE)
+    parent.stdout.readline()  # the worker is there, and its standard output is the parent's
+    parent.kill()
+    assert parent.wait(timeout=10) != 0
+    assert parent.stdout.read() == b"", "the pipe closes when the worker has ended too, long before its 60 seconds"
