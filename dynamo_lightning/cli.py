@@ -89,7 +89,7 @@ CALLBACKS = (
     "PredictionWriter",
     "BenchmarkReport",
     "ThroughputMonitor",
-    "LearningSignalMonitor",
+    "Tripwires",
     "ProgressLines",
     "RunReport",
 )
