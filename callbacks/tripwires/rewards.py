@@ -6,6 +6,7 @@ import math
 from statistics import fmean, stdev
 
 from dynamo_lightning.callbacks.tripwires.observation import History
+from dynamo_lightning.callbacks.tripwires.policy import LOWER_RATE
 from dynamo_lightning.callbacks.tripwires.tripwire import Measurement
 
 WINDOW = 10
@@ -115,6 +116,25 @@ def rewards_disagree(history: History) -> Measurement | None:
         f"the reward rose by {rise:.3f} within {len(history.recent)} iterations while rewards/{name}/mean fell by "
         f"{falls[name]:.3f}: one reward is exploited at the expense of another. Read responses (rollouts.jsonl); "
         "change the weights of model.reward, or what it pays for",
+    )
+
+
+def reward_falls(history: History) -> Measurement | None:
+    """Fall of the training reward below its best ten iterations of the last thirty, relative to them.
+
+    It must exceed 4 standard errors too: the best of several means is high by chance.
+    """
+    rewards = [observation.reward for observation in history.recent]
+    if len(rewards) < 2 * WINDOW or not all(map(math.isfinite, rewards)):
+        return None
+    late = rewards[-WINDOW:]
+    earlier = (rewards[start : start + WINDOW] for start in range(len(rewards) - 2 * WINDOW + 1))
+    best = max(earlier, key=fmean)
+    fall = -_change(best, late)
+    return Measurement(
+        fall / abs(fmean(best)) if fall > 0 and fmean(best) else 0.0,
+        f"the reward fell from {fmean(best):.3f} to {fmean(late):.3f} within {len(rewards)} iterations. "
+        f"{LOWER_RATE}; if data.train became harder on purpose, leave this tripwire out",
     )
 
 

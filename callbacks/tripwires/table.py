@@ -22,6 +22,7 @@ TRIPWIRES = (
     Tripwire("reward_failures", rewards.reward_failures, threshold=0.01, recovery=0.002),
     Tripwire("reward_follows_length", rewards.reward_follows_length, threshold=0.9, recovery=0.7),
     Tripwire("rewards_disagree", rewards.rewards_disagree, threshold=0.05, recovery=0.0),
+    Tripwire("reward_falls", rewards.reward_falls, threshold=0.4, recovery=0.2),
     Tripwire("held_out_falls", rewards.held_out_falls, threshold=0.02, recovery=0.0),
     Tripwire("entropy_collapse", policy.entropy_collapse, threshold=0.1, recovery=0.2),
     Tripwire("entropy_explosion", policy.entropy_explosion, threshold=3, recovery=2),

@@ -79,6 +79,19 @@ def test_a_named_reward_that_falls_while_the_total_rises():
     assert goes_off("rewards_disagree", history(reward=rising[:20], components=falling[:20])) is None
 
 
+def test_a_training_reward_that_falls_by_two_fifths():
+    noise = [0.01 * (-1) ** i for i in range(30)]
+    falls = [0.5 + e for e in noise[:10]] + [0.25 + e for e in noise[:10]]
+    assert "from 0.500 to 0.250 within 20" in goes_off("reward_falls", history(reward=falls))
+    assert goes_off("reward_falls", history(reward=falls[:19])) is None
+    assert goes_off("reward_falls", history(reward=falls[::-1])) == ""
+    assert (
+        goes_off("reward_falls", history(reward=[0.5 + e for e in noise[:10]] + [0.35 + e for e in noise[:10]])) == ""
+    )
+    rare = [0.0] * 9 + [0.2] + [0.0] * 10  # half of it by chance: one success in ten batches
+    assert goes_off("reward_falls", history(reward=rare)) == ""
+
+
 @pytest.mark.parametrize(
     ("value", "high", "reward", "expected"),
     [(0.30, 0.38, 0.7, True), (0.30, 0.42, 0.7, False), (0.30, 0.38, 0.5, False), (0.60, 0.68, 0.7, False)],

@@ -1,0 +1,173 @@
+"""Real short runs, broken in one place each: a tripwire or an error that ends the run names the place."""
+
+import copy
+
+import pytest
+import torch
+
+from dynamo_lightning.data.stream import PromptStream
+from dynamo_lightning.engines.transformers import TransformersEngine
+
+
+class CopyEngine(TransformersEngine):
+    """Another program with a copy of the weights, as far as the loop can tell."""
+
+    uses_external_engine = True
+    gives_statistics = False
+
+
+class OldWeightsEngine(CopyEngine):
+    """Keeps the weights that it began with."""
+
+    policy = None
+
+    def generate(self, policy, tokenizer, requests, **options):
+        self.policy = self.policy or copy.deepcopy(policy)
+        return super().generate(self.policy, tokenizer, requests, **options)
+
+
+class HotEngine(CopyEngine):
+    """Samples at 1.3 times the temperature, and reports the log-probabilities of what it did."""
+
+    def generate(self, policy, tokenizer, requests, *, temperature, **options):
+        return super().generate(policy, tokenizer, requests, temperature=1.3 * temperature, **options)
+
+
+class HotEngineThatHidesIt(HotEngine):
+    """As `HotEngine`, with the log-probabilities that the right temperature would have given."""
+
+    def generate(self, policy, tokenizer, requests, *, temperature, **options):
+        completions = super().generate(policy, tokenizer, requests, temperature=temperature, **options)
+        for request, completion in zip(requests, completions, strict=True):
+            ids = torch.tensor([[*request.token_ids, *completion.token_ids.tolist()]])
+            with torch.no_grad():
+                logprobs = (policy(ids).logits[0] / temperature).log_softmax(-1)
+            positions = torch.arange(len(request.token_ids) - 1, ids.shape[1] - 1)
+            completion.logprobs[:] = logprobs[positions, ids[0, len(request.token_ids) :]].numpy()
+        return completions
+
+
+class OneSeedEngine(CopyEngine):
+    """Gives every second request of a prompt the random numbers of the one before."""
+
+    def generate(self, policy, tokenizer, requests, **options):
+        paired = [
+            type(request)(**{**vars(request), "seed": requests[index - index % 2].seed})
+            for index, request in enumerate(requests)
+        ]
+        return super().generate(policy, tokenizer, paired, **options)
+
+
+def begins_anew(stream):
+    """A stream that forgets where it was."""
+    return dict.fromkeys(stream, 0)
+
+
+def keeps_the_number_only(stream):
+    """A stream that goes on counting iterations, but begins its pass over the data anew."""
+    return {**stream, "position": 0, "step": 0}
+
+
+def leaves_out_16(stream):
+    """A stream that goes on too far ahead."""
+    return {**stream, "position": stream["position"] + 16}
+
+
+def engine(settings, kind, **sampling):
+    settings["model"]["generator"] = {"class_path": f"{__name__}.{kind.__name__}"}
+    settings["model"]["sampling"].update(sampling)
+
+
+def with_checkpoints(settings):
+    checkpoints = {"every_n_iterations": 1, "dirpath": "checkpoints"}
+    settings["trainer"]["callbacks"].append(
+        {"class_path": "dynamo_lightning.callbacks.IterationCheckpoint", "init_args": checkpoints}
+    )
+    settings["data"]["rollouts_per_prompt"] = 4
+
+
+def test_a_reward_that_never_pays_leaves_all_groups_hopeless(fit, reward_function):
+    reward_function("return 0.0")
+    found = fit()
+    assert list(found) == ["all_hopeless"]
+    assert found["all_hopeless"]["iteration"] == 10 and found["all_hopeless"]["value"] == 1.0
+    assert "model.reward" in found["all_hopeless"]["message"]
+
+
+def test_a_reward_that_always_pays_leaves_all_groups_solved(fit, reward_function):
+    reward_function("return 1.0")
+    found = fit()
+    assert list(found) == ["all_solved"] and "model.reward" in found["all_solved"]["message"]
+
+
+def test_a_reward_that_pays_length_is_named(fit, reward_function):
+    reward_function("return len(response) / 20")
+    found = fit()
+    assert list(found) == ["reward_follows_length"] and found["reward_follows_length"]["value"] > 0.9
+
+
+def test_an_engine_that_keeps_old_weights_is_named(fit, settings):
+    engine(settings, OldWeightsEngine, logp_tolerance=1.0)
+    found = fit()
+    assert next(iter(found)) == "old_weights" and found["old_weights"]["level"] == "error"
+    assert found["old_weights"]["iteration"] <= 8
+
+
+def test_an_engine_at_another_temperature_is_named(fit, settings):
+    engine(settings, HotEngine, logp_tolerance=1.0)
+    found = fit()
+    assert "engine_mismatch" in found and "temperature" in found["engine_mismatch"]["message"]
+
+
+def test_an_engine_that_hides_another_temperature_is_named(fit, settings):
+    engine(settings, HotEngineThatHidesIt)
+    found = fit()
+    assert list(found) == ["wrong_distribution"] and "unlikelier" in found["wrong_distribution"]["message"]
+
+
+def test_an_engine_that_repeats_its_random_numbers_is_named(fit, settings):
+    engine(settings, OneSeedEngine)
+    found = fit()
+    assert "duplicates" in found
+
+
+def test_a_copy_of_the_policy_as_engine_is_healthy(fit, settings):
+    engine(settings, CopyEngine)
+    assert fit() == {}
+
+
+def test_in_full_precision_old_weights_end_the_run(fit, settings):
+    engine(settings, OldWeightsEngine)
+    with pytest.raises(SystemExit, match=r"model\.sampling\.logp_tolerance"):
+        fit()
+
+
+@pytest.mark.parametrize(
+    ("restored", "name", "iteration"),
+    [
+        (begins_anew, "repeated_prompts", 1),
+        (keeps_the_number_only, "repeated_prompts", 4),
+        (leaves_out_16, "skipped_prompts", 4),
+    ],
+)
+def test_a_stream_that_loses_its_place_in_a_resume_is_named(fit, settings, restored, name, iteration, monkeypatch):
+    with_checkpoints(settings)
+    assert fit("--trainer.max_steps=3") == {}
+    resume = ("--trainer.max_steps=5", "--ckpt_path=checkpoints/last.ckpt")
+    load = PromptStream.load_state_dict
+
+    def load_another_place(self, state):
+        load(self, restored(state))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptStream, "load_state_dict", load_another_place)
+        found = fit(*resume)
+    assert list(found) == [name] and found[name]["iteration"] == iteration
+    assert found[name]["value"] == (16 if name == "skipped_prompts" else 8)
+
+
+def test_a_resume_that_goes_on_where_it_was_is_healthy(fit, settings):
+    with_checkpoints(settings)
+    assert fit("--trainer.max_steps=3") == {}
+    assert fit("--trainer.max_steps=5", "--ckpt_path=checkpoints/last.ckpt") == {}
+    assert fit("--trainer.max_epochs=2", "--trainer.limit_train_batches=8", "--ckpt_path=checkpoints/last.ckpt") == {}
