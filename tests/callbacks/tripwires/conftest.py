@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dynamo_lightning.cli import main
@@ -43,6 +44,9 @@ def settings():
 def fit(settings, tmp_path, monkeypatch):
     """Runs `fit` on the settings in an empty folder; gives the first row of each tripwire that went off."""
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as fast for so small a policy, and steady on a busy machine
+
     def run(*arguments, name="run"):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -53,7 +57,8 @@ def fit(settings, tmp_path, monkeypatch):
             main(["fit", "--config", "config.yaml", *arguments])
         return rows(folder)
 
-    return run
+    yield run
+    torch.set_num_threads(threads)
 
 
 def rows(folder):

@@ -1,6 +1,8 @@
 """Real short runs, broken in one place each: a tripwire or an error that ends the run names the place."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +96,7 @@ def test_a_reward_that_never_pays_leaves_all_groups_hopeless(fit, reward_functio
     assert "model.reward" in found["all_hopeless"]["message"]
 
 
+@pytest.mark.slow
 def test_a_reward_that_always_pays_leaves_all_groups_solved(fit, reward_function):
     reward_function("return 1.0")
     found = fit()
@@ -106,6 +109,21 @@ def test_a_reward_that_pays_length_is_named(fit, reward_function):
     assert list(found) == ["reward_follows_length"] and found["reward_follows_length"]["value"] > 0.9
 
 
+def test_tripwires_that_are_added_on_the_command_line_replace_the_default_ones(fit, reward_function):
+    reward_function("return 1.0")
+    added = "--trainer.callbacks+=dynamo_lightning.callbacks.Tripwires"
+    with pytest.raises(SystemExit, match=r"tripwire all_solved \(Tripwires\.stop_on\) ends the run at iteration 10"):
+        fit(added, "--trainer.callbacks.stop_on=[all_solved]")
+
+
+def test_an_unknown_tripwire_is_one_line_on_the_command_line(fit):
+    added = "--trainer.callbacks+=dynamo_lightning.callbacks.Tripwires"
+    with pytest.raises(
+        SystemExit, match=r"Tripwires\.stop_on: there is no tripwire 'all_solvd', did you mean all_solved"
+    ):
+        fit(added, "--trainer.callbacks.stop_on=[all_solvd]")
+
+
 def test_an_engine_that_keeps_old_weights_is_named(fit, settings):
     engine(settings, OldWeightsEngine, logp_tolerance=1.0)
     found = fit()
@@ -113,6 +131,7 @@ def test_an_engine_that_keeps_old_weights_is_named(fit, settings):
     assert found["old_weights"]["iteration"] <= 8
 
 
+@pytest.mark.slow
 def test_an_engine_at_another_temperature_is_named(fit, settings):
     engine(settings, HotEngine, logp_tolerance=1.0)
     found = fit()
@@ -125,6 +144,7 @@ def test_an_engine_that_hides_another_temperature_is_named(fit, settings):
     assert list(found) == ["wrong_distribution"] and "unlikelier" in found["wrong_distribution"]["message"]
 
 
+@pytest.mark.slow
 def test_an_engine_that_repeats_its_random_numbers_is_named(fit, settings):
     engine(settings, OneSeedEngine)
     found = fit()
@@ -146,8 +166,8 @@ def test_in_full_precision_old_weights_end_the_run(fit, settings):
     ("restored", "name", "iteration"),
     [
         (begins_anew, "repeated_prompts", 1),
-        (keeps_the_number_only, "repeated_prompts", 4),
-        (leaves_out_16, "skipped_prompts", 4),
+        pytest.param(keeps_the_number_only, "repeated_prompts", 4, marks=pytest.mark.slow),
+        pytest.param(leaves_out_16, "skipped_prompts", 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_stream_that_loses_its_place_in_a_resume_is_named(fit, settings, restored, name, iteration, monkeypatch):
@@ -171,3 +191,58 @@ def test_a_resume_that_goes_on_where_it_was_is_healthy(fit, settings):
     assert fit("--trainer.max_steps=3") == {}
     assert fit("--trainer.max_steps=5", "--ckpt_path=checkpoints/last.ckpt") == {}
     assert fit("--trainer.max_epochs=2", "--trainer.limit_train_batches=8", "--ckpt_path=checkpoints/last.ckpt") == {}
+
+
+def train_on(settings, rows):
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings["data"]["train"] = {"path": str(Path("prompts.jsonl").resolve()), "template": "{prompt}"}
+
+
+@pytest.mark.slow
+def test_prompts_that_are_all_solved_are_named(fit, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_on(settings, [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(1, 10) for b in range(1, 10)])
+    settings["trainer"].update(max_epochs=2, limit_train_batches=10)
+    settings["model"]["sampling"]["temperature"] = 0.05
+    assert list(fit()) == ["all_solved"]
+
+
+@pytest.mark.slow
+def test_prompts_that_are_all_hopeless_are_named(fit, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_on(settings, [{"prompt": f"{a}+{b}=", "answer": str(1000 + a)} for a in range(9) for b in range(9)])
+    settings["trainer"].update(max_epochs=2, limit_train_batches=10)
+    assert list(fit()) == ["all_hopeless"]
+
+
+@pytest.mark.slow
+def test_a_learning_rate_100_times_too_high_is_named(fit, settings):
+    settings["optimizer"]["init_args"]["lr"] = 1e-2
+    settings["trainer"]["limit_train_batches"] = 25
+    found = fit()
+    assert "reward_falls" in found and "optimizer.init_args.lr" in found["reward_falls"]["message"]
+
+
+def test_rewards_that_crash_now_and_then_are_named(fit, settings, reward_function):
+    reward_function("return 1 / (len(response) % 5)")
+    settings["model"]["scoring"]["max_failure_share"] = 1.0
+    settings["trainer"]["limit_train_batches"] = 6
+    found = fit()
+    assert found["reward_failures"]["iteration"] == 5 and "model.reward" in found["reward_failures"]["message"]
+
+
+@pytest.mark.slow
+def test_a_reward_pool_that_times_out_is_named(fit, settings, reward_function):
+    reward_function("return time.sleep(3600 * (len(response) == 3)) or 0.0")
+    settings["model"]["scoring"].update(max_failure_share=1.0, time_limit=0.2, num_workers=2)
+    settings["trainer"]["limit_train_batches"] = 6
+    settings["data"].update(prompts_per_batch=4, rollouts_per_prompt=2)
+    found = fit()
+    assert "model.scoring.time_limit" in found["reward_failures"]["message"]
+
+
+def test_with_the_default_share_a_reward_pool_that_times_out_ends_the_run(fit, settings, reward_function):
+    reward_function("return time.sleep(3600) or 0.0")
+    settings["model"]["scoring"]["time_limit"] = 0.2
+    with pytest.raises(SystemExit, match=r"model\.scoring\.max_failure_share=0\.05"):
+        fit()
