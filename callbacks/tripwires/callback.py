@@ -206,11 +206,13 @@ class Tripwires(Callback):
 def context_of(trainer: Trainer, pl_module: LightningModule) -> Context:
     """Facts about the run that its numbers are judged by, with defaults for modules that are not ours."""
     loss = getattr(pl_module, "loss", None)
-    generator = getattr(getattr(pl_module, "collector", None), "generator", None)
+    collector = getattr(pl_module, "collector", None)
+    generator = getattr(collector, "generator", None)
     return Context(
         success_threshold=getattr(getattr(trainer, "datamodule", None), "success_threshold", 0.5),
         equal_rewards_give_zero=loss is None or loss.advantage.equal_rewards_give_zero,
         samples_from_policy=generator is None or generator.samples_from_policy,
+        trains_on_all=collector is None or collector.dynamic_sampling is None,
         ratio_per_token=loss is None or loss.engine_mismatch.level == "token",
     )
 

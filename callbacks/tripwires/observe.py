@@ -19,6 +19,7 @@ from dynamo_lightning.types import IterationRecord, Outcome, Rollout
 
 SAMPLING_DIFFERENCE = "sampling/sampling_logp_difference/mean"
 PUSH_DIFFERENCE = "sampling/push_logp_difference"
+NOTHING = 0.0, 0.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Context:
     """Groups with equal rewards have advantages of 0."""
     samples_from_policy: bool = True
     """Every token is drawn from the policy's whole distribution."""
+    trains_on_all: bool = True
+    """The record has every rollout, not a choice by outcomes as dynamic sampling makes."""
     ratio_per_token: bool = True
     """The importance ratio between trainer and engine is that of single tokens, not of whole responses."""
 
@@ -50,7 +53,9 @@ def observe(
     groups = [group for group in group_rewards(record.batch, record.outcomes) if group]
     solved, hopeless = equal_groups(groups, context) if groups else (NAN, NAN)
     is_comparable = context.samples_from_policy and not metrics.get("sampling/staleness", 0.0)
-    pairs, surprise = _global_sums(record) if is_comparable else ((0.0,) * 3, (0.0,) * 3)
+    pairs, sums_of_surprise = _global_sums(record) if is_comparable else (NOTHING, NOTHING)
+    if not context.trains_on_all:
+        sums_of_surprise = NOTHING
     rewards = [outcome.score.reward for outcome in record.outcomes]
     numbers = [metrics.get("loss", 0.0), record.entropy, *record.gradient_norms]
     is_allocated = metrics.get("alloc/n_min", 0.0) < metrics.get("alloc/n_max", 0.0)
@@ -71,7 +76,7 @@ def observe(
         frac_hopeless=hopeless,
         length_products=length_products(record.outcomes),
         identical_pairs=pairs,
-        surprise=surprise,
+        surprise=sums_of_surprise,
         logp_difference=metrics.get(PUSH_DIFFERENCE, metrics.get(SAMPLING_DIFFERENCE, NAN) if is_comparable else NAN),
         frac_cut=metrics.get("sampling/frac_cut", NAN) if context.ratio_per_token else NAN,
         frac_at_min=metrics.get("alloc/frac_at_min", NAN) if is_allocated else NAN,
@@ -136,21 +141,23 @@ def identical_pairs(
 
 
 def surprise(rollouts: Sequence[Rollout], entropy: torch.Tensor | None) -> tuple[float, float, float]:
-    """Sums over this rank's response tokens, see `Observation.surprise`; zeros if the entropy is not known.
+    """Sums over this rank's response tokens, see `Observation.surprise`; zeros unless all entropies are known.
+
+    Those that are known may have been chosen by their outcome (groups with a signal), which makes them no sample of the
+    policy's distribution.
 
     Args:
         rollouts: `[num_rollouts]`.
         entropy: Of the policy at the tokens of these rollouts, nats, `[num_tokens]`, NaN where it is not known.
     """
     if entropy is None or not rollouts:
-        return 0.0, 0.0, 0.0
+        return NOTHING
     logprobs = np.concatenate([rollout.logprobs for rollout in rollouts]).astype(np.float64)
     values = entropy.detach().to("cpu", torch.float64).numpy()
-    if len(values) != len(logprobs):
-        return 0.0, 0.0, 0.0
-    is_known = np.isfinite(values)
-    excess = (-logprobs - values)[is_known]
-    return float(excess.sum()), float(excess @ excess), float(values[is_known].sum())
+    if len(values) != len(logprobs) or not np.isfinite(values).all():
+        return NOTHING
+    excess = -logprobs - values
+    return float(excess.sum()), float(excess @ excess), float(values.sum())
 
 
 def _global_sums(record: IterationRecord) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -164,6 +171,8 @@ def _global_sums(record: IterationRecord) -> tuple[tuple[float, float, float], t
     )
     parts = gather_objects([own])
     pairs = identical_pairs(*([value for part in parts for value in part[column]] for column in range(3)))  # type: ignore[arg-type]
+    if any(part[0] and not part[3][1] for part in parts):  # a rank has rollouts whose entropies are not known
+        return pairs, NOTHING
     total, squares, entropy = (math.fsum(column) for column in zip(*(part[3] for part in parts), strict=True))
     return pairs, (total, squares, entropy)
 

@@ -14,13 +14,18 @@ LOWER_RATE = "Lower the learning rate (optimizer.init_args.lr)"
 
 
 def entropy_collapse(history: History) -> Measurement | None:
-    """Entropy relative to that of the run's first iterations: without entropy all responses of a group are equal."""
+    """Entropy relative to that of the run's first iterations: without entropy all responses of a group are equal.
+
+    A policy that solves a third of its groups is rightly certain: that is success, and `all_solved` watches it.
+    """
     start = _first_entropy(history)
     now = history.last("entropy", 3)
     if start is None or not now:
         return None
+    solved = history.last("frac_solved", min(10, len(history.recent)))
+    is_success = bool(solved) and fmean(solved) >= 1 / 3
     return Measurement(
-        median(now) / start,
+        1.0 if is_success else median(now) / start,
         f"entropy fell from {start:.3g} nats in the first iterations to {median(now):.3g}: soon the responses of a "
         f"group are all the same. {LOWER_RATE}, keep model.loss.modulation on, or use overlays/clip_higher.yaml or "
         "overlays/entropy_budget.yaml",

@@ -201,8 +201,8 @@ def train_on(settings, rows):
 @pytest.mark.slow
 def test_prompts_that_are_all_solved_are_named(fit, settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    train_on(settings, [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(1, 10) for b in range(1, 10)])
-    settings["trainer"].update(max_epochs=2, limit_train_batches=10)
+    train_on(settings, [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(1, 6) for b in range(1, 7)])
+    settings["trainer"].update(max_epochs=3, limit_train_batches=4)
     settings["model"]["sampling"]["temperature"] = 0.05
     assert list(fit()) == ["all_solved"]
 
@@ -224,7 +224,7 @@ def test_a_learning_rate_100_times_too_high_is_named(fit, settings):
 
 
 def test_rewards_that_crash_now_and_then_are_named(fit, settings, reward_function):
-    reward_function("return 1 / (len(response) % 5)")
+    reward_function("return 1 / (len(response) - 9)")
     settings["model"]["scoring"]["max_failure_share"] = 1.0
     settings["trainer"]["limit_train_batches"] = 6
     found = fit()
@@ -233,7 +233,7 @@ def test_rewards_that_crash_now_and_then_are_named(fit, settings, reward_functio
 
 @pytest.mark.slow
 def test_a_reward_pool_that_times_out_is_named(fit, settings, reward_function):
-    reward_function("return time.sleep(3600 * (len(response) == 3)) or 0.0")
+    reward_function("return time.sleep(3600 * (len(response) == 9)) or 0.0")
     settings["model"]["scoring"].update(max_failure_share=1.0, time_limit=0.2, num_workers=2)
     settings["trainer"]["limit_train_batches"] = 6
     settings["data"].update(prompts_per_batch=4, rollouts_per_prompt=2)
@@ -244,5 +244,5 @@ def test_a_reward_pool_that_times_out_is_named(fit, settings, reward_function):
 def test_with_the_default_share_a_reward_pool_that_times_out_ends_the_run(fit, settings, reward_function):
     reward_function("return time.sleep(3600) or 0.0")
     settings["model"]["scoring"]["time_limit"] = 0.2
-    with pytest.raises(SystemExit, match=r"model\.scoring\.max_failure_share=0\.05"):
+    with pytest.raises(SystemExit, match=r"model\.scoring\.time_limit=0\.2"):
         fit()

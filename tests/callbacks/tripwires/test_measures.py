@@ -125,6 +125,12 @@ def test_entropy_below_a_tenth_of_that_at_first():
     )  # deterministic from the start
 
 
+def test_entropy_that_falls_because_prompts_are_solved_is_success():
+    entropy = [0.5] * 3 + [0.04] * 10
+    assert goes_off("entropy_collapse", history(entropy=entropy, frac_solved=[0.1] * 13))
+    assert goes_off("entropy_collapse", history(entropy=entropy, frac_solved=[0.1] * 3 + [0.4] * 10)) == ""
+
+
 def test_entropy_three_times_that_at_first():
     assert goes_off("entropy_explosion", history(entropy=[0.2] * 3 + [0.7] * 3))
     assert goes_off("entropy_explosion", history(entropy=[0.2] * 3 + [0.55] * 3)) == ""

@@ -77,9 +77,20 @@ def test_samples_of_a_distribution_repeat_as_often_as_expected():
 
 def test_surprise_is_the_excess_over_the_entropy(make_record):
     rollouts = make_record(rewards=[(1.0,)]).rollouts  # three tokens of −1 nat
-    total, squares, entropy = surprise(rollouts, torch.tensor([0.5, 1.5, math.nan]))
-    assert (total, squares, entropy) == (0.0, 0.5, 2.0)
+    assert surprise(rollouts, torch.tensor([0.5, 1.5, 0.0])) == (1.0, 1.5, 2.0)  # excess ½, −½ and 1
     assert surprise(rollouts, None) == (0.0, 0.0, 0.0)
+
+
+def test_entropies_that_are_known_in_part_are_no_sample(make_record):
+    rollouts = make_record(rewards=[(1.0,)]).rollouts
+    assert surprise(rollouts, torch.tensor([0.5, 1.5, math.nan])) == (0.0, 0.0, 0.0)
+
+
+def test_rollouts_that_dynamic_sampling_chose_are_no_sample(make_record):
+    record = make_record(rewards=[(1.0, 0.0)])
+    record = replace(record, token_values={"entropy": torch.full((6,), 0.5)})
+    assert observe(record, Context()).surprise == (3.0, 1.5, 3.0)
+    assert observe(record, Context(trains_on_all=False)).surprise == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("temperature", "goes_beyond"), [(1.0, False), (1.3, True)])
