@@ -192,7 +192,7 @@ def drop_checkpointing(config: Any) -> None:
 
 
 def drop_replaced_tripwires(config: Any) -> None:
-    """Of several `Tripwires`, such as that of the defaults and one added by `+=`, keep the last."""
+    """Keep the last of several `Tripwires`, such as that of the defaults and one added by `+=`."""
     callbacks = config.trainer.callbacks
     if isinstance(callbacks, list):
         replaced = [c for c in callbacks if getattr(c, "class_path", "").endswith(".Tripwires")][:-1]
