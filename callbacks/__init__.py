@@ -13,6 +13,7 @@ from dynamo_lightning.callbacks.progress_lines import ProgressLines
 from dynamo_lightning.callbacks.rollout_table import RolloutTable
 from dynamo_lightning.callbacks.run_report import RunReport
 from dynamo_lightning.callbacks.throughput import ThroughputMonitor
+from dynamo_lightning.callbacks.tripwires import Tripwires
 from dynamo_lightning.callbacks.variance_reduction import VarianceReductionMonitor
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "RolloutTable",
     "RunReport",
     "ThroughputMonitor",
+    "Tripwires",
     "VarianceReductionMonitor",
 ]

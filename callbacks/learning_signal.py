@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from dynamo_lightning.allocation.outcomes import group_rewards
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.types import IterationRecord
 
 
 class LearningSignalMonitor(Callback):
@@ -38,22 +39,30 @@ class LearningSignalMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Looks at the rewards of the iteration's groups."""
-        record = outputs["record"]
-        self.num_iterations += 1
-        groups = [group for group in group_rewards(record.batch, record.outcomes) if group]
         loss = getattr(pl_module, "loss", None)
-        learns_from_equal = loss is not None and not loss.advantage.equal_rewards_give_zero
-        if learns_from_equal or any(max(group) != min(group) for group in groups):
-            self.num_teaching += 1
-            self.idle = [0, 0, 0]
-            return
         threshold = getattr(getattr(trainer, "datamodule", None), "success_threshold", 0.5)
-        correct = sum(group[0] >= threshold for group in groups)
-        counts = (1, correct, len(groups) - correct)
-        self.idle = [old + new for old, new in zip(self.idle, counts, strict=True)]
+        self.observe(outputs["record"], threshold, loss is None or loss.advantage.equal_rewards_give_zero)
         repeats = self.idle[0] / self.patience
         if repeats >= 1 and repeats.is_integer() and int(repeats).bit_count() == 1:
             rank_zero_warn(f"no group had a learning signal in {self.idle[0]} iterations in a row: {self._reason()}")
+
+    def observe(self, record: IterationRecord, success_threshold: float, equal_rewards_give_zero: bool) -> None:
+        """Counts an iteration.
+
+        Args:
+            record: The iteration.
+            success_threshold: A rollout with at least this reward is correct.
+            equal_rewards_give_zero: False if the loss learns from equal rewards.
+        """
+        self.num_iterations += 1
+        groups = [group for group in group_rewards(record.batch, record.outcomes) if group]
+        if not equal_rewards_give_zero or any(max(group) != min(group) for group in groups):
+            self.num_teaching += 1
+            self.idle = [0, 0, 0]
+            return
+        correct = sum(group[0] >= success_threshold for group in groups)
+        counts = (1, correct, len(groups) - correct)
+        self.idle = [old + new for old, new in zip(self.idle, counts, strict=True)]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says so if the whole run learned nothing."""

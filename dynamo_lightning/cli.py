@@ -27,7 +27,7 @@ from dynamo_lightning.checkpoints import check_readable, check_strategy
 from dynamo_lightning.checks.command import CheckCommand, prepared
 from dynamo_lightning.data.literal_text import keep_text_literal, literal_arguments, plain_text
 from dynamo_lightning.datamodule import RolloutDataModule
-from dynamo_lightning.errors import MissingFileError, RunError, UserError
+from dynamo_lightning.errors import MissingFileError, RunError, UserError, user_error_behind
 from dynamo_lightning.module import PolicyModule
 from dynamo_lightning.runs.choice import (
     APPENDING_CSV,
@@ -35,6 +35,7 @@ from dynamo_lightning.runs.choice import (
     check_logger_packages,
     choose_folder,
     drop_checkpointing,
+    drop_replaced_tripwires,
     is_first_rank,
     point_loggers,
 )
@@ -89,7 +90,7 @@ CALLBACKS = (
     "PredictionWriter",
     "BenchmarkReport",
     "ThroughputMonitor",
-    "LearningSignalMonitor",
+    "Tripwires",
     "ProgressLines",
     "RunReport",
 )
@@ -303,6 +304,7 @@ class DynamoCLI(LightningCLI):
         config = self.config[self.subcommand]
         given = config.clone()
         drop_checkpointing(config)
+        drop_replaced_tripwires(config)
         if self.subcommand == "export":  # it logs nothing
             config.trainer.logger = False
         elif self.subcommand == "check":
@@ -391,5 +393,8 @@ def main(args: ArgsType = None) -> DynamoCLI | None:
             )
         except ArgumentError as error:
             sys.exit(f"error: {did_you_mean(str(error), DynamoCLI.newest_parser)}")
-        except ONE_LINE_ERRORS as error:
-            sys.exit(f"error: {error}")
+        except (*ONE_LINE_ERRORS, ValueError) as error:
+            words = error if isinstance(error, ONE_LINE_ERRORS) else user_error_behind(error)
+            if words is None:
+                raise
+            sys.exit(f"error: {words}")

@@ -15,3 +15,10 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class RunError(RuntimeError):
     """A run that cannot go on, through no mistake in its options; the message says what was kept and what to do."""
+
+
+def user_error_behind(error: BaseException | None) -> UserError | None:
+    """The user's mistake that led to an exception: jsonargparse wraps those of a callback's constructor."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -189,3 +189,11 @@ def drop_checkpointing(config: Any) -> None:
     callbacks = config.trainer.callbacks
     if config.trainer.enable_checkpointing is False and isinstance(callbacks, list):
         config.trainer.callbacks = [c for c in callbacks if not c.class_path.endswith(".IterationCheckpoint")]
+
+
+def drop_replaced_tripwires(config: Any) -> None:
+    """Keep the last of several `Tripwires`, such as that of the defaults and one added by `+=`."""
+    callbacks = config.trainer.callbacks
+    if isinstance(callbacks, list):
+        replaced = [c for c in callbacks if getattr(c, "class_path", "").endswith(".Tripwires")][:-1]
+        config.trainer.callbacks = [c for c in callbacks if not any(c is other for other in replaced)]

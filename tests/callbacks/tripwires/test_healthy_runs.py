@@ -1,0 +1,41 @@
+"""Shipped configs that run on a CPU raise nothing."""
+
+import pytest
+
+from dynamo_lightning.cli import main
+
+FAST = ("--data.prompts_per_batch=8", "--trainer.limit_val_batches=0")
+OVERLAYS = [
+    "cispo", "clip_cov", "clip_higher", "dapo", "dr_grpo", "dual_clip", "entropy_advantages", "entropy_budget",
+    "entropy_loss", "fork_tokens", "gspo", "kl_cov", "lora", "optimal_baseline", "paper_code", "steer", "w_reinforce",
+]  # fmt: skip
+
+
+def run(tmp_path, monkeypatch, configs, *arguments):
+    """Text of the run's `tripwires.jsonl`, empty without one."""
+    monkeypatch.chdir(tmp_path)
+    main([
+        "fit", *(f"--config={config}.yaml" for config in configs), "--name=healthy", "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=10", "--trainer.logger=false", "--trainer.enable_progress_bar=false", *arguments,
+    ])  # fmt: skip
+    path = tmp_path / "runs/healthy/version_0/tripwires.jsonl"
+    assert path.parent.is_dir()
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize("configs", [("quickstart",), ("chain", "overlays/grpo")], ids=" and ".join)
+def test_ten_small_iterations_of_a_shipped_config_raise_nothing(configs, tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, configs, *FAST) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configs", [("chain",), ("quickstart", "overlays/grpo")], ids=" and ".join)
+def test_ten_whole_iterations_of_a_shipped_config_raise_nothing(configs, tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, configs) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ten_iterations_of_an_overlay_raise_nothing(overlay, tmp_path, monkeypatch):
+    below = ("overlays/grpo",) if overlay == "dapo" else ()
+    assert run(tmp_path, monkeypatch, ("quickstart", *below, f"overlays/{overlay}"), FAST[1]) == ""
