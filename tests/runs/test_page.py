@@ -1,6 +1,7 @@
 import json
 import random
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from dynamo_lightning.runs.comparison import Comparison
 from dynamo_lightning.runs.figures import MAX_POINTS, plots_of
 from dynamo_lightning.runs.history import read_history
 from dynamo_lightning.runs.page import read_runs, render
+from dynamo_lightning.runs.plot_specs import LINE_PLOTS
 from dynamo_lightning.runs.rollout_rows import read_rollouts
 from dynamo_lightning.runs.trends import trend_in_words
 
@@ -217,3 +219,11 @@ def test_mistakes_of_the_command_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(SystemExit, match="error: report --output needs plotly, which is not installed: pip install"):
         main(["report", "run", "--output", "report.html"])
+
+
+def test_the_documentation_names_every_plot():
+    page = Path(__file__).parents[2] / "docs" / "report.md"
+    if not page.exists():
+        pytest.skip("the documentation does not come with an installed package")
+    text = page.read_text().lower()
+    assert [spec.subject for spec in LINE_PLOTS if spec.subject.lower() not in text] == []
