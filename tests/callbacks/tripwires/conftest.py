@@ -13,6 +13,15 @@ import yaml
 from dynamo_lightning.cli import main
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As fast for so small a policy, and steady on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def settings():
     """A healthy run of 12 small iterations, as a config's values."""
@@ -44,9 +53,6 @@ def settings():
 def fit(settings, tmp_path, monkeypatch):
     """Runs `fit` on the settings in an empty folder; gives the first row of each tripwire that went off."""
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as fast for so small a policy, and steady on a busy machine
-
     def run(*arguments, name="run"):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -57,8 +63,7 @@ def fit(settings, tmp_path, monkeypatch):
             main(["fit", "--config", "config.yaml", *arguments])
         return rows(folder)
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 def rows(folder):
