@@ -58,11 +58,20 @@ def main() -> None:
         os.chdir("/")
     profiler = cli.trainer.profiler if cli is not None else None
     assert isinstance(profiler, SimpleProfiler)
-    found = shares(profiler.recorded_durations)
+    durations = profiler.recorded_durations
+    found = shares(durations)
+    calls = durations["run_training_batch"][NUM_LEFT_OUT:]
+    seconds = sum(calls) / len(calls) / (1 - found["all"])
+    print(f"mean iteration {1000 * seconds:.0f} ms")
     for name, share in found.items():
-        print(f"{name:32}{share:8.2%}")
+        print(f"{name:32}{share:8.2%}{1000 * share * seconds:8.2f} ms")
     if target is not None:
-        target.write_text(json.dumps({"config": args.config, "iterations": args.iterations, "shares": found}, indent=2))
+        target.write_text(
+            json.dumps(
+                {"config": args.config, "iterations": args.iterations, "iteration_seconds": seconds, "shares": found},
+                indent=2,
+            )
+        )
 
 
 if __name__ == "__main__":

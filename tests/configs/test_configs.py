@@ -16,8 +16,17 @@ def parse(monkeypatch, args):
     return cli.config[args[0]]
 
 
-@pytest.mark.parametrize("name", ["quickstart.yaml", "qwen.yaml"])
-@pytest.mark.parametrize("overlay", [None, *sorted(p.name for p in (shipped_configs() / "overlays").glob("*.yaml"))])
+OVERLAYS = sorted(path.name for path in (shipped_configs() / "overlays").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay"),
+    [
+        *[(name, None) for name in ("quickstart.yaml", "qwen.yaml")],
+        *[("qwen.yaml", overlay) for overlay in OVERLAYS],
+        *[pytest.param("quickstart.yaml", overlay, marks=pytest.mark.slow) for overlay in OVERLAYS],
+    ],
+)
 def test_every_config_parses_with_every_overlay(monkeypatch, tmp_path, name, overlay):
     monkeypatch.chdir(tmp_path)
     if overlay == "wandb.yaml":

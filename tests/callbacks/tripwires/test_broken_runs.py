@@ -151,6 +151,7 @@ def test_an_engine_that_repeats_its_random_numbers_is_named(fit, settings):
     assert "duplicates" in found
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_policy_as_engine_is_healthy(fit, settings):
     engine(settings, CopyEngine)
     assert fit() == {}
@@ -186,6 +187,7 @@ def test_a_stream_that_loses_its_place_in_a_resume_is_named(fit, settings, resto
     assert found[name]["value"] == (16 if name == "skipped_prompts" else 8)
 
 
+@pytest.mark.slow
 def test_a_resume_that_goes_on_where_it_was_is_healthy(fit, settings):
     with_checkpoints(settings)
     assert fit("--trainer.max_steps=3") == {}
