@@ -59,7 +59,8 @@ def train(
             unseen.append(np.stack([variances, known]))
         sizes = allocate_rollouts(known, ids, MEAN_SIZE * len(ids), *BOUNDS, RLOORule())
         allocated[iteration], equal[iteration] = (variances / (sizes - 1)).sum(), (variances / (MEAN_SIZE - 1)).sum()
-        store.observe(ids, rng.binomial(sizes, rates), sizes, iteration, features=features[ids])
+        if arm != "oracle":
+            store.observe(ids, rng.binomial(sizes, rates), sizes, iteration, features=features[ids])
         theta = theta + np.random.default_rng(seed * 99 + iteration).normal(0, 0.03, NUM_PROMPTS)
     true, weight = np.concatenate(unseen, axis=1)
     r2 = 1 - ((true - weight) ** 2).sum() / ((true - true.mean()) ** 2).sum()

@@ -128,16 +128,14 @@ class PromptStatistics:
         if bad.any():
             raise UserError(f"prompt id {ids[bad][0]} has {tokens[bad][0]:g} tokens in {n[bad][0]:g} responses")
         visited = n > 0
-        known = self._checked_features(ids, None if features is None else np.asarray(features)[order])
+        known = self._checked_features(_as_ids(prompt_ids), features)
+        if known is None and self.estimator.features and visited.any():
+            raise UserError(f"data.estimator.features={list(self.estimator.features)}: the features are missing")
         ids, k, n, tokens = ids[visited], k[visited], n[visited], tokens[visited]
 
         rows = self._gather(ids)
         if known is not None:
-            rows.state = self.estimator.with_features(rows.state, known[visited])
-        elif self.estimator.features and len(ids):
-            raise UserError(
-                f"data.estimator.features={list(self.estimator.features)}: the prompts' features are missing"
-            )
+            rows.state = self.estimator.with_features(rows.state, known[order][visited])
         elapsed = self._elapsed(ids, rows, iteration)
         if self._pool is not None and iteration > self._pool.iteration and len(ids):
             rows.state, _ = self._pool.ahead(rows.state)
