@@ -352,12 +352,18 @@ class LogitFilter(PooledEstimator):
     ) -> tuple[FloatArray, FloatArray]:
         """Return `E[p]` and `E[p(1 − p)]` in the coming iteration, for which M may take one more step."""
         shared = Shared.unpack(np.asarray(population))
-        offsets = shared.offsets(state)
-        logits = shared.next_logits if offsets is None else shared.next_logits + offsets[:, None]
-        rate = 1 / (1 + np.exp(-logits[..., None] - self.common_drift * NODES))
-        chances = self.posterior(state, elapsed, population)
-        mean, variance = (rate * NODE_WEIGHTS).sum(axis=-1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=-1)
-        return _mean(chances, mean), _mean(chances, variance)
+        chances, offsets = self.posterior(state, elapsed, population), shared.offsets(state)
+        if offsets is None:
+            rate = 1 / (1 + np.exp(-shared.next_logits[:, None] - self.common_drift * NODES))
+            mean, variance = (rate * NODE_WEIGHTS).sum(axis=1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=1)
+            return _mean(chances, mean), _mean(chances, variance)
+        mean, variance = np.zeros((2, len(offsets)))
+        odds = np.exp(-shared.next_logits) * np.exp(-offsets)[:, None]
+        for node, weight in zip(NODES, NODE_WEIGHTS, strict=True):  # one at a time, for there are nine
+            rate = 1 / (1 + odds * math.exp(-self.common_drift * node))
+            mean += weight * _mean(chances, rate)
+            variance += weight * _mean(chances, rate * (1 - rate))
+        return mean, variance
 
     def success_rate(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
         """Return `E[p]`, `[num_prompts]`."""
