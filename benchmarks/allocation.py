@@ -2,8 +2,10 @@
 
     python benchmarks/allocation.py --json benchmarks/results/allocation.json
     python benchmarks/allocation.py --tables drift one_epoch population --json benchmarks/results/allocation.json
+    python benchmarks/allocation.py --tables features --json benchmarks/results/allocation.json
 
-The second command measures pools that move (`benchmarks/drifting_pools.py`); tables that a command does not measure
+The second command measures pools that move (`benchmarks/drifting_pools.py`), the third unseen prompts with features
+(`benchmarks/feature_pools.py`); tables that a command does not measure
 stay in the file as they are. Tables `variance` and `cost`, the first command's:
 
 512 prompts draw their success rates p from a prior; each shows `history` rollouts to the statistics in RL iteration 0;
@@ -47,6 +49,7 @@ from dynamo_lightning.allocation import (
 sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
 
 import drifting_pools
+import feature_pools
 
 NUM_PROMPTS, ROLLOUTS_PER_PROMPT, NUM_DRAWS = 512, 16, 40
 T_QUANTILE = 2.0227  # Student's t, 39 degrees of freedom, 97.5 %
@@ -172,6 +175,7 @@ MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "one_epoch": drifting_pools.measure_one_epoch,
     "population": drifting_pools.measure_population,
     "pilot": drifting_pools.measure_pilot,
+    "features": feature_pools.measure_features,
 }
 
 
@@ -183,7 +187,7 @@ def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
         print(f"\n{'prompts':>8}{'budget':>9}{'milliseconds':>14}{'bytes per visited prompt':>26}")
         for cost in results["cost"]:
             print("{num_prompts:8}{budget:9}{milliseconds:14.2f}{bytes_per_visited_prompt:26}".format(**cost))
-    for name in ("drift", "one_epoch", "population", "pilot"):
+    for name in ("drift", "one_epoch", "population", "pilot", "features"):
         if name in results:
             drifting_pools.print_table(name, results[name])
 

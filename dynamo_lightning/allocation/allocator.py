@@ -12,7 +12,8 @@ from dynamo_lightning.allocation.allocate import allocate_rollouts
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
-from dynamo_lightning.allocation.records import Estimate, IntArray
+from dynamo_lightning.allocation.prompt_features import prompt_features
+from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
 from dynamo_lightning.allocation.statistics import PromptStatistics
 from dynamo_lightning.types import GroupPlan, Prompt, RolloutGroup
 
@@ -70,7 +71,7 @@ class Allocator:
             iteration: The coming RL iteration.
         """
         prompt_ids = [prompt.prompt_id for prompt in prompts]
-        estimate = self.statistics.estimate(prompt_ids, iteration)
+        estimate = self.statistics.estimate(prompt_ids, iteration, self._features(prompts))
         if self.budget.pilot:
             sizes = np.full(len(prompt_ids), self.budget.pilot)
             shares = pilot_weights(estimate, prompt_ids, self.budget)
@@ -97,7 +98,7 @@ class Allocator:
         if not self.budget.pilot:
             return ()
         prompt_ids = [plan.prompt.prompt_id for plan in pilots]
-        estimate = self.statistics.estimate(prompt_ids, iteration)
+        estimate = self.statistics.estimate(prompt_ids, iteration, self._features([plan.prompt for plan in pilots]))
         shares = np.array([plan.share for plan in pilots])
         sizes = allocate_commit(estimate, prompt_ids, shares, self.budget)
         return tuple(
@@ -118,7 +119,13 @@ class Allocator:
             counts[row] = len(group.outcomes)
             successes[row] = sum(outcome.score.reward >= self.success_threshold for outcome in group.outcomes)
             tokens[row] = sum(outcome.num_tokens for outcome in group.outcomes)
-        self.statistics.observe(prompt_ids, successes, counts, iteration, response_tokens=tokens)
+        features = self._features([group.plan.prompt for group in groups])
+        self.statistics.observe(prompt_ids, successes, counts, iteration, tokens, features)
+
+    def _features(self, prompts: Sequence[Prompt]) -> FloatArray | None:
+        """Return the features that the estimator asks for, `[num_prompts, num_features]`; `None` without any."""
+        names = self.statistics.estimator.features
+        return prompt_features(prompts, names) if names else None
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics: tensors and primitives only."""

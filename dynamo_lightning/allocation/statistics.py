@@ -91,6 +91,7 @@ class PromptStatistics:
         counts: ArrayLike,
         iteration: int,
         response_tokens: ArrayLike | None = None,
+        features: ArrayLike | None = None,
     ) -> None:
         """Add outcomes of one RL iteration, all at once or, as with a pilot, in parts; the prompts' order is no matter.
 
@@ -101,10 +102,12 @@ class PromptStatistics:
             iteration: The RL iteration of these rollouts, not before one that was observed for the same prompt.
             response_tokens: Tokens of all responses of each prompt together, `[num_prompts]`, at least one each; only
                 `cost: tokens` needs them.
+            features: Of each prompt, `[num_prompts, num_features]`; only estimators with features need them.
 
         Raises:
             UserError: If shapes differ, an id occurs twice, not `0 ≤ successes ≤ counts`, there are fewer tokens than
-                responses, or time runs backwards. The statistics are then unchanged.
+                responses, features are missing or not finite, or time runs backwards. The statistics are then
+                unchanged.
         """
         ids = _as_ids(prompt_ids)
         k, n = np.asarray(successes, dtype=np.float64), np.asarray(counts, dtype=np.float64)
@@ -125,9 +128,14 @@ class PromptStatistics:
         if bad.any():
             raise UserError(f"prompt id {ids[bad][0]} has {tokens[bad][0]:g} tokens in {n[bad][0]:g} responses")
         visited = n > 0
+        known = self._checked_features(_as_ids(prompt_ids), features)
+        if known is None and self.estimator.features and visited.any():
+            raise UserError(f"data.estimator.features={list(self.estimator.features)}: the features are missing")
         ids, k, n, tokens = ids[visited], k[visited], n[visited], tokens[visited]
 
         rows = self._gather(ids)
+        if known is not None:
+            rows.state = self.estimator.with_features(rows.state, known[order][visited])
         elapsed = self._elapsed(ids, rows, iteration)
         if self._pool is not None and iteration > self._pool.iteration and len(ids):
             rows.state, _ = self._pool.ahead(rows.state)
@@ -144,18 +152,23 @@ class PromptStatistics:
         self._latest_visit = max(self._latest_visit, iteration if len(ids) else 0)
         self._population = None
 
-    def estimate(self, prompt_ids: ArrayLike, iteration: int) -> Estimate:
+    def estimate(self, prompt_ids: ArrayLike, iteration: int, features: ArrayLike | None = None) -> Estimate:
         """Return what is expected of these prompts in RL iteration `iteration`.
 
         Args:
             prompt_ids: Ids of seen or unseen prompts, `[num_prompts]`.
             iteration: The coming RL iteration.
+            features: Of each prompt, `[num_prompts, num_features]`; without them those remembered of visited prompts,
+                and for unseen ones those of an average prompt. Estimators without features ignore them.
 
         Raises:
-            UserError: If one of the prompts was visited after `iteration`.
+            UserError: If one of the prompts was visited after `iteration`, or features are not finite.
         """
         ids = _as_ids(prompt_ids)
         rows = self._gather(ids)
+        known = self._checked_features(ids, features)
+        if known is not None:
+            rows.state = self.estimator.with_features(rows.state, known)
         elapsed = self._elapsed(ids, rows, iteration)
         state, population = rows.state, self.population
         if self._pool is not None and iteration > self._pool.iteration:
@@ -202,6 +215,8 @@ class PromptStatistics:
         try:
             if saved_name != name:
                 state_dict = self._converted(saved_name, state_dict)
+            elif {"settings", "columns"} <= state_dict.keys():
+                state_dict = self.estimator.adapted(state_dict)
             ids, last_visit, state, lengths = self._checked_arrays(state_dict)
             self.estimator.check_state(state)
             check_lengths(lengths)
@@ -274,6 +289,24 @@ class PromptStatistics:
             for names in (self.estimator.columns, LENGTH_COLUMNS)
         )
         return ids, last_visit, state, lengths
+
+    def _checked_features(self, ids: IntArray, features: ArrayLike | None) -> FloatArray | None:
+        """Return the features that the estimator uses, `[num_prompts, num_features]`; UserError if they cannot be."""
+        names = self.estimator.features
+        if features is None or not names:
+            return None
+        values = np.asarray(features, dtype=np.float64)
+        if values.shape != (len(ids), len(names)):
+            raise UserError(
+                f"data.estimator.features={list(names)}: features of shape {values.shape} for {len(ids)} prompts"
+            )
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"data.estimator.features={list(names)}: prompt id {ids[bad][0]} has {values[bad][0].tolist()}, "
+                "which is not finite"
+            )
+        return values
 
     def _gather(self, ids: IntArray) -> Rows:
         """Return the rows of these prompts, the estimator's initial state for the unseen ones."""

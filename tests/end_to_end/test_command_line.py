@@ -233,6 +233,7 @@ def test_starting_up_imports_no_engine_and_no_data_library():
         ["--data.rule=SignalRule"],
         ["--data.estimator=ArcsineKalman"],
         ["--data.estimator=LogitFilter", "--data.pilot=2"],
+        ["--data.estimator=LogitFilter", "--data.estimator.features=[length,dataset]", "--data.pilot=2"],
         ["--data.rule=ProportionalRule", "--data.estimator=PaperBernoulli"],
     ],
 )

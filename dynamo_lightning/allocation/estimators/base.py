@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -21,8 +21,11 @@ class VarianceEstimator(ABC):
     its initial state, nothing else.
     """
 
-    columns: ClassVar[tuple[str, ...]]
+    columns: tuple[str, ...]
     """Names of the numbers kept for each prompt."""
+
+    features: tuple[str, ...] = ()
+    """Features of prompts that `with_features` takes, names of `prompt_features.FEATURES`."""
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments, as the checkpoint records them: by default all public attributes."""
@@ -37,6 +40,14 @@ class VarianceEstimator(ABC):
         for column, values in zip(self.columns, state, strict=True):
             if (values < 0).any():
                 raise UserError(f"{column!r} has the negative value {values.min()}")
+
+    def with_features(self, state: FloatArray, features: FloatArray) -> FloatArray:
+        """Return states that remember the prompts' features, `[num_prompts, num_features]`; by default unchanged."""
+        return state
+
+    def adapted(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a checkpoint of this estimator with other settings in the layout of these; by default unchanged."""
+        return state_dict
 
     def converted_columns(self, estimator: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Return a checkpoint's columns of another estimator as this one's; None if that is impossible.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dynamo_lightning.allocation.estimators import population as grid
+from dynamo_lightning.allocation.estimators.feature_offsets import FEATURES, FeatureOffsets, offset_derivatives, packed
 from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
 from dynamo_lightning.allocation.records import BoolArray, FloatArray
 from dynamo_lightning.errors import UserError
@@ -26,6 +27,13 @@ NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
 """Gauss-Hermite quadrature for the normal step of M that is still to come."""
 
 
+SHARED_LENGTH = 2 + PATH_LENGTH + len(grid.GRID)
+"""Numbers in the shared vector, without those of the features."""
+
+FEATURE_COLUMN = 6
+"""Row of a state that holds the packed features, if there are any."""
+
+
 class Shared(NamedTuple):
     """Everything that all prompts have in common, as of the last iteration that was closed."""
 
@@ -37,6 +45,8 @@ class Shared(NamedTuple):
     """`M` after each of the last iterations, `[PATH_LENGTH]`, the latest last."""
     weights: FloatArray
     """The population: probability of each θ on the grid, `[num_points]`."""
+    features: FloatArray = np.empty(0)
+    """Packed `FeatureOffsets`; empty without features."""
 
     @property
     def common(self) -> float:
@@ -68,12 +78,17 @@ class Shared(NamedTuple):
 
     def pack(self) -> FloatArray:
         """Return all numbers in one vector."""
-        return np.concatenate([[self.iteration, self.origin], self.path, self.weights])
+        return np.concatenate([[self.iteration, self.origin], self.path, self.weights, self.features])
 
     @classmethod
     def unpack(cls, vector: FloatArray) -> Shared:
         """Return the record of a packed vector."""
-        return cls(int(vector[0]), int(vector[1]), vector[2 : 2 + PATH_LENGTH], vector[2 + PATH_LENGTH :])
+        path, weights, features = np.split(vector[2:], [PATH_LENGTH, PATH_LENGTH + len(grid.GRID)])
+        return cls(int(vector[0]), int(vector[1]), path, weights, features)
+
+    def offsets(self, state: FloatArray) -> FloatArray | None:
+        """Return the prompts' offsets β · x, in logits, `[num_prompts]`; `None` without features."""
+        return FeatureOffsets.unpack(self.features).of(state[FEATURE_COLUMN]) if len(self.features) else None
 
 
 class LogitFilter(PooledEstimator):
@@ -103,6 +118,11 @@ class LogitFilter(PooledEstimator):
     trend, ± `common_drift`. Within an iteration, as after a pilot, a prompt's own new outcomes count, at that M; M and
     the population stay as they were when the iteration began.
 
+    **Features.** With `features`, `logit p_i = θ_i + β · x_i + M`: the population is that of what the features leave
+    unexplained. An unseen prompt then has the population shifted by β · x_i, and a visited one has that as its prior.
+    After each iteration β takes one step of Newton's method on the sum of the log marginal likelihoods of all outcomes
+    of the population's sample, with the prior N(0, 1) of each coefficient: it forgets as fast as these prompts do.
+
     Sources: assumed-density filtering and quadrature as in dynamic generalized linear models (West, Harrison and
     Migon, 1985); the nonparametric population as in Laird (1978), its smoothing as in Silverman et al. (1990).
 
@@ -111,12 +131,21 @@ class LogitFilter(PooledEstimator):
             over iterations.
         prompt_drift: Standard deviation of a prompt's own step, in logits per RL iteration. The default makes the
             information of 16 rollouts at p = 1/2 count half after 100 iterations.
+        features: Features that say something of unseen prompts: `length`, the logarithm of the prompt's tokens, and
+            `dataset`, the data set that it is from. None by default.
 
     Raises:
-        UserError: If a drift is not positive and finite.
+        UserError: If a drift is not positive and finite, or a feature is unknown or named twice.
     """
 
-    columns = ("successes", "failures", "success_drift", "failure_drift", "new_successes", "new_failures")
+    columns: tuple[str, ...] = (
+        "successes",
+        "failures",
+        "success_drift",
+        "failure_drift",
+        "new_successes",
+        "new_failures",
+    )
     dtype = np.float32
 
     prior_prompts: ClassVar[float] = 2.0
@@ -128,7 +157,7 @@ class LogitFilter(PooledEstimator):
     smoothing: ClassVar[float] = 0.2
     """Share of a grid point's count that an EM step spreads to its neighbors."""
 
-    def __init__(self, common_drift: float = 0.15, prompt_drift: float = 0.05) -> None:
+    def __init__(self, common_drift: float = 0.15, prompt_drift: float = 0.05, features: Sequence[str] = ()) -> None:
         for name, value in (("common_drift", common_drift), ("prompt_drift", prompt_drift)):
             if not (value > 0 and math.isfinite(value)):
                 raise UserError(
@@ -137,6 +166,36 @@ class LogitFilter(PooledEstimator):
                 )
         self.common_drift = float(common_drift)
         self.prompt_drift = float(prompt_drift)
+        names = [features] if isinstance(features, str) else list(features)
+        if len(set(names)) < len(names) or not set(names) <= set(FEATURES):
+            raise UserError(f"data.estimator.features={names} must be distinct names among {list(FEATURES)}")
+        self.features = tuple(names)
+        if names:
+            self.columns = (*type(self).columns, "features")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the constructor's arguments; `features` only if there are any."""
+        features = {"features": list(self.features)} if self.features else {}
+        return {"common_drift": self.common_drift, "prompt_drift": self.prompt_drift, **features}
+
+    def with_features(self, state: FloatArray, features: FloatArray) -> FloatArray:
+        """Return states with these features, `[num_prompts, num_features]`, in place of the remembered ones."""
+        if not self.features:
+            return state
+        return np.concatenate([state[:FEATURE_COLUMN], packed(features, self.features)[None]])
+
+    def adapted(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a checkpoint with other features without them: those of its prompts are unknown until visited."""
+        columns, shared = dict(state_dict["columns"]), state_dict.get("shared")
+        if state_dict["settings"].get("features", []) == list(self.features) or "successes" not in columns:
+            return state_dict
+        columns.pop("features", None)
+        if self.features:
+            columns["features"] = torch.zeros_like(columns["successes"])
+        if isinstance(shared, Tensor):
+            initial = torch.from_numpy(self.initial_shared()[SHARED_LENGTH:])
+            shared = torch.cat([shared[:SHARED_LENGTH], initial.to(shared)])
+        return {**state_dict, "columns": columns, "shared": shared}
 
     def check_state(self, state: FloatArray) -> None:
         """Raise a UserError if a count is negative, or a drift is recorded without outcomes."""
@@ -145,6 +204,9 @@ class LogitFilter(PooledEstimator):
                 raise UserError(f"{column!r} has the negative value {values.min()}")
         if ((state[:2] == 0) & (state[2:4] != 0)).any():
             raise UserError("'success_drift' or 'failure_drift' is not 0 where there are no outcomes")
+        code = state[FEATURE_COLUMN:]
+        if ((code < 0) | (code >= 2**24) | (code != np.rint(code))).any():
+            raise UserError("'features' has numbers that are no packed features")
 
     def converted_columns(self, estimator: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Return columns made of the counts of `BetaPosterior` or `PaperBernoulli`, as if made at M = 0."""
@@ -170,26 +232,36 @@ class LogitFilter(PooledEstimator):
     def update(self, state: FloatArray, successes: FloatArray, counts: FloatArray, elapsed: FloatArray) -> FloatArray:
         """Discount the earlier outcomes and add the new ones to those that wait for the end of the iteration."""
         return np.concatenate(
-            [state[:4] * self._kept(state, elapsed), state[4:] + np.stack([successes, counts - successes])]
+            [
+                state[:4] * self._kept(state, elapsed),
+                state[4:6] + np.stack([successes, counts - successes]),
+                state[FEATURE_COLUMN:],
+            ]
         )
 
     def fold(self, state: FloatArray, shared: FloatArray, iteration: int) -> FloatArray:
         """Merge the outcomes that wait with the earlier ones, at the common logit of their iteration."""
-        new = state[4:]
+        new = state[4:6]
         common = Shared.unpack(shared).at(iteration)
-        merged = np.concatenate([state[:2] + new, state[2:4] + new * common, np.zeros_like(new)])
+        merged = np.concatenate(
+            [state[:2] + new, state[2:4] + new * common, np.zeros_like(new), state[FEATURE_COLUMN:]]
+        )
         return merged.astype(self.dtype).astype(np.float64)  # as it will be stored, so that storing changes nothing
 
     def waiting(self, state: FloatArray) -> BoolArray:
         """Return which prompts have new successes or failures."""
         return (state[4] > 0) | (state[5] > 0)
 
-    def log_likelihood(self, state: FloatArray, elapsed: FloatArray, thetas: FloatArray) -> FloatArray:
-        """Return the log-likelihood of the earlier outcomes at each θ, `[num_prompts, num_points]`."""
+    def log_likelihood(
+        self, state: FloatArray, elapsed: FloatArray, thetas: FloatArray, offsets: FloatArray | None = None
+    ) -> FloatArray:
+        """Return the log-likelihood of the earlier outcomes at each θ + offset, `[num_prompts, num_points]`."""
         kept = self._kept(state, elapsed)
         successes, failures, success_drift, failure_drift = state[:4]
         at_success = success_drift / np.maximum(successes, 1e-30)
         at_failure = failure_drift / np.maximum(failures, 1e-30)
+        if offsets is not None:
+            at_success, at_failure = at_success + offsets, at_failure + offsets
         # log σ(θ + M) = −log(1 + e^−θ e^−M): one logarithm per point, no exponential
         right = np.log1p(np.exp(-np.clip(at_success, -60, 60))[:, None] * np.exp(-thetas))
         wrong = np.log1p(np.exp(np.clip(at_failure, -60, 60))[:, None] * np.exp(thetas))
@@ -199,13 +271,15 @@ class LogitFilter(PooledEstimator):
 
     def initial_shared(self) -> FloatArray:
         """Return M = 0 and success rates uniform on (0, 1)."""
-        return Shared(-1, 0, np.zeros(PATH_LENGTH), grid.UNIFORM_RATE).pack()
+        features = FeatureOffsets.initial().pack() if self.features else np.empty(0)
+        return Shared(-1, 0, np.zeros(PATH_LENGTH), grid.UNIFORM_RATE, features).pack()
 
     def check_shared(self, shared: FloatArray) -> None:
         """Raise a UserError if the vector is too short or long, or the population no distribution."""
-        length = 2 + PATH_LENGTH + len(grid.GRID)
-        if shared.shape != (length,):
-            raise UserError(f"'shared' has {len(shared)} numbers, not {length}")
+        if len(shared) < SHARED_LENGTH or not (self.features or len(shared) == SHARED_LENGTH):
+            raise UserError(f"'shared' has {len(shared)} numbers, not {SHARED_LENGTH}")
+        if self.features:
+            FeatureOffsets.unpack(shared[SHARED_LENGTH:])
         weights = Shared.unpack(shared).weights
         if not ((weights > 0).all() and abs(weights.sum() - 1) < 1e-6):
             raise UserError("'shared' holds a population that is no distribution")
@@ -213,33 +287,46 @@ class LogitFilter(PooledEstimator):
     def advance(
         self, shared: FloatArray, iteration: int, visited: FloatArray, sample: FloatArray, elapsed: FloatArray
     ) -> FloatArray:
-        """Estimate the iteration's step of M, recenter the grid, and refit the population."""
+        """Estimate the iteration's step of M, recenter the grid, update the features' β, and refit the population."""
         old = Shared.unpack(shared)
         gap = max(iteration - old.iteration, 1) if old.iteration >= 0 else 1
         common = old.common + self._step(old, visited, gap)
         path = np.concatenate([old.path, np.full(min(gap, PATH_LENGTH) - 1, old.common), [common]])[-PATH_LENGTH:]
         origin = -round(common / grid.SPACING)
-        moved = Shared(iteration, origin, path, grid.shifted(old.weights, origin - old.origin))
+        moved = Shared(iteration, origin, path, grid.shifted(old.weights, origin - old.origin), old.features)
         folded = self.fold(sample, moved.pack(), iteration)
-        likelihood = self.log_likelihood(folded, elapsed, moved.thetas)
+        if self.features and folded.shape[1]:
+            moved = moved._replace(features=self._regressed(moved, folded, elapsed).pack())
+        likelihood = self.log_likelihood(folded, elapsed, moved.thetas, moved.offsets(folded))
         weights = grid.refit(moved.weights, likelihood, self.em_steps, self.prior_prompts, self.smoothing)
         return moved._replace(weights=weights).pack()
+
+    def _regressed(self, shared: Shared, sample: FloatArray, elapsed: FloatArray) -> FeatureOffsets:
+        """Return the features' coefficients after one more step, given all outcomes of the sampled prompts."""
+        code = sample[FEATURE_COLUMN]
+        features = FeatureOffsets.unpack(shared.features).standardized(code)
+        kept, offsets = self._kept(sample, elapsed), features.of(code)
+        derivatives = offset_derivatives(sample[:4], kept, offsets, shared.weights, shared.thetas)
+        return features.updated(code, *derivatives)
 
     def _step(self, shared: Shared, visited: FloatArray, gap: int) -> float:
         """Return the most probable change of M over `gap` iterations, given the outcomes that wait in `visited`."""
         if visited.shape[1] == 0:
             return 0.0
         now = np.zeros(visited.shape[1])
-        before = grid.posterior(shared.weights, self.log_likelihood(visited, now, shared.thetas))
-        successes, failures = visited[4:, :, None]
+        offsets = shared.offsets(visited)
+        before = grid.posterior(shared.weights, self.log_likelihood(visited, now, shared.thetas, offsets))
+        successes, failures = visited[4:6, :, None]
         counts = (successes + failures)[:, 0]
         logits, variance = shared.thetas + shared.common + shared.expected_step(gap), gap * self.common_drift**2
+        if offsets is not None:
+            logits = logits + offsets[:, None]
         step, limit = 0.0, 4 * math.sqrt(variance)
         for _ in range(NEWTON_STEPS):
             rate = 1 / (1 + np.exp(-logits - step))
             log_likelihood = successes * np.log(rate) + failures * np.log1p(-rate)
             after = grid.posterior(before, log_likelihood)
-            mean, second = np.einsum("ng,g->n", after, rate), np.einsum("ng,g->n", after, rate**2)
+            mean, second = _mean(after, rate), _mean(after, rate**2)
             slope = (successes[:, 0] - counts * mean).sum() - step / variance
             curvature = (counts * (mean - second) - counts**2 * (second - mean**2)).sum() + 1 / variance
             step += float(np.clip(slope / max(curvature, 1 / variance), -limit / 2, limit / 2))
@@ -249,12 +336,14 @@ class LogitFilter(PooledEstimator):
     # --- estimates ----------------------------------------------------------------------------------------------------
 
     def posterior(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
-        """Return the distribution of each prompt's θ on the grid, `[num_prompts, num_points]`."""
+        """Return the distribution of each prompt's θ, without its offset, on the grid, `[num_prompts, num_points]`."""
         shared = Shared.unpack(np.asarray(population))
-        likelihood = self.log_likelihood(state, elapsed, shared.thetas)
-        new = state[4:]
+        offsets = shared.offsets(state)
+        likelihood = self.log_likelihood(state, elapsed, shared.thetas, offsets)
+        new = state[4:6]
         if new.any():  # within a running iteration: at the common logit that was known when it began
-            rate = 1 / (1 + np.exp(-shared.next_logits))
+            logits = shared.next_logits if offsets is None else shared.next_logits + offsets[:, None]
+            rate = 1 / (1 + np.exp(-logits))
             likelihood = likelihood + new[0][:, None] * np.log(rate) + new[1][:, None] * np.log1p(-rate)
         return grid.posterior(shared.weights, likelihood)
 
@@ -263,10 +352,18 @@ class LogitFilter(PooledEstimator):
     ) -> tuple[FloatArray, FloatArray]:
         """Return `E[p]` and `E[p(1 − p)]` in the coming iteration, for which M may take one more step."""
         shared = Shared.unpack(np.asarray(population))
-        rate = 1 / (1 + np.exp(-shared.next_logits[:, None] - self.common_drift * NODES))
-        chances = self.posterior(state, elapsed, population)
-        mean, variance = (rate * NODE_WEIGHTS).sum(axis=1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=1)
-        return np.einsum("ng,g->n", chances, mean), np.einsum("ng,g->n", chances, variance)
+        chances, offsets = self.posterior(state, elapsed, population), shared.offsets(state)
+        if offsets is None:
+            rate = 1 / (1 + np.exp(-shared.next_logits[:, None] - self.common_drift * NODES))
+            mean, variance = (rate * NODE_WEIGHTS).sum(axis=1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=1)
+            return _mean(chances, mean), _mean(chances, variance)
+        mean, variance = np.zeros((2, len(offsets)))
+        odds = np.exp(-shared.next_logits) * np.exp(-offsets)[:, None]
+        for node, weight in zip(NODES, NODE_WEIGHTS, strict=True):  # one at a time, for there are nine
+            rate = 1 / (1 + odds * math.exp(-self.common_drift * node))
+            mean += weight * _mean(chances, rate)
+            variance += weight * _mean(chances, rate * (1 - rate))
+        return mean, variance
 
     def success_rate(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
         """Return `E[p]`, `[num_prompts]`."""
@@ -275,3 +372,8 @@ class LogitFilter(PooledEstimator):
     def bernoulli_variance(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
         """Return `E[p(1 − p)]`, `[num_prompts]`."""
         return self.moments(state, elapsed, population)[1]
+
+
+def _mean(chances: FloatArray, values: FloatArray) -> FloatArray:
+    """Return each prompt's mean of values that depend on the point, `[num_points]`, or on the prompt too."""
+    return np.einsum("ng,g->n" if values.ndim == 1 else "ng,ng->n", chances, values)
