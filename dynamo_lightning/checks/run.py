@@ -103,6 +103,7 @@ class CheckRun(L.Callback):
         case, memory, record = self.case, self.memory, outputs["record"]
         self.add("time", lambda: check_time(case, record, dict(pl_module.seconds)))
         self.add("memory", lambda: check_memory(case, record, memory, self.bytes_before))
+        trainer.should_stop = True
 
     def num_epochs(self, datamodule: RolloutDataModule) -> float:
         """Epochs of the planned run, by its epochs or its optimizer steps."""
@@ -175,6 +176,8 @@ def run_checks(
         if as_json:
             warnings.simplefilter("ignore")
         try:
+            # Through the configuration, some versions of Python and jsonargparse read 1 as the share 1.0: all batches.
+            trainer.limit_train_batches = 1
             trainer.fit(model, datamodule=datamodule)
         except _Found:
             pass
