@@ -217,22 +217,14 @@ def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list
         reference.rewards = np.array([next(scored).reward for _ in reference.responses])
     for reference, mean, weight in zip(references, *checkpoint.prior, strict=True):
         seed = derive_seed(*key)
-        sketch = parameter_scores(
-            policy, reference.responses, num_dimensions=scale.num_dimensions, temperature=1.0, seed=seed
-        )
+        responses = reference.responses
+        sketch = parameter_scores(policy, responses, num_dimensions=scale.num_dimensions, temperature=1.0, seed=seed)
         reference.scores = (sketch - torch.from_numpy(reference.counts).float() @ sketch / scale.num_references).numpy()
-        reference.norms = score_norms(policy, reference.responses, task.updates)
+        reference.norms = score_norms(policy, responses, task.updates)
         reference.prior = float(mean), float(weight)
         if np.ptp(reference.rewards):
-            head = head_scores(
-                policy,
-                reference.responses,
-                reference.responses[0],
-                task.updates,
-                num_projections=256,
-                temperature=1.0,
-                seed=seed,
-            )
+            options: dict[str, Any] = {"num_projections": 256, "temperature": 1.0, "seed": seed}
+            head = head_scores(policy, responses, responses[0], task.updates, **options)
             reference.head_scores = head.numpy()
     return references
 

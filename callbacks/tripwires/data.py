@@ -8,6 +8,11 @@ from statistics import fmean
 from dynamo_lightning.callbacks.tripwires.observation import History
 from dynamo_lightning.callbacks.tripwires.tripwire import Measurement
 
+LOST_PLACE = (
+    "the stream does not go on where the checkpoint or the last iteration left it. Resume with the options of the run "
+    "(data.train, data.prompts_per_batch), and keep the position in the state of a data module of your own"
+)
+
 
 def repeated_prompts(history: History) -> Measurement | None:
     """Prompts that come again before the pass over the data is over, as after a resume that lost its place."""
@@ -16,9 +21,7 @@ def repeated_prompts(history: History) -> Measurement | None:
         return None
     return Measurement(
         count,
-        f"{count:.0f} prompts of this batch were trained on before in this pass: the stream does not go on where the "
-        "checkpoint or the last iteration left it. Resume with the options of the run (data.train, "
-        "data.prompts_per_batch), and keep the position in the state of a data module of your own",
+        f"{count:.0f} prompts of this batch were trained on before in this pass: {LOST_PLACE}",
     )
 
 
@@ -29,9 +32,7 @@ def skipped_prompts(history: History) -> Measurement | None:
         return None
     return Measurement(
         count,
-        f"{count:.0f} prompts were skipped before this batch: the stream does not go on where the checkpoint or the "
-        "last iteration left it. Resume with the options of the run (data.train, data.prompts_per_batch), and keep the "
-        "position in the state of a data module of your own",
+        f"{count:.0f} prompts were skipped before this batch: {LOST_PLACE}",
     )
 
 

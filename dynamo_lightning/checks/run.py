@@ -103,7 +103,6 @@ class CheckRun(L.Callback):
         case, memory, record = self.case, self.memory, outputs["record"]
         self.add("time", lambda: check_time(case, record, dict(pl_module.seconds)))
         self.add("memory", lambda: check_memory(case, record, memory, self.bytes_before))
-        trainer.should_stop = True
 
     def num_epochs(self, datamodule: RolloutDataModule) -> float:
         """Epochs of the planned run, by its epochs or its optimizer steps."""

@@ -45,7 +45,7 @@ def prepare(config: Any, folder: str) -> dict[str, Any]:
     trainer.limit_val_batches = 0
     trainer.val_check_interval = None
     trainer.check_val_every_n_epoch = 1
-    trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches = 1, -1, 1
+    trainer.max_epochs, trainer.max_steps = 1, -1
     trainer.devices, trainer.num_nodes = 1, 1
     config.model.dynamic_sampling = None
     config.model.max_staleness = 0

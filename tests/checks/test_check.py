@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import torch
+from hot_engines import HidesIt, Hot
 
 from dynamo_lightning.checks.result import CheckResult, worst
 from dynamo_lightning.cli import main
@@ -15,25 +15,12 @@ NAMES = [
 ]  # fmt: skip
 
 
-class HotEngine(TransformersEngine):
-    """Samples at twice the temperature, and reports the log-probabilities of what it did."""
-
-    def generate(self, policy, tokenizer, requests, *, temperature, **options):
-        return super().generate(policy, tokenizer, requests, temperature=2 * temperature, **options)
+class HotEngine(Hot, TransformersEngine):
+    factor = 2.0
 
 
-class HotEngineThatHidesIt(HotEngine):
-    """As `HotEngine`, with the log-probabilities that the right temperature would have given."""
-
-    def generate(self, policy, tokenizer, requests, *, temperature, **options):
-        completions = super().generate(policy, tokenizer, requests, temperature=temperature, **options)
-        for request, completion in zip(requests, completions, strict=True):
-            ids = torch.tensor([[*request.token_ids, *completion.token_ids.tolist()]])
-            with torch.no_grad():
-                logprobs = (policy(ids).logits[0] / temperature).log_softmax(-1)
-            rows = torch.arange(len(request.token_ids) - 1, ids.shape[1] - 1)
-            completion.logprobs[:] = logprobs[rows, ids[0, len(request.token_ids) :]].numpy()
-        return completions
+class HotEngineThatHidesIt(HidesIt, HotEngine):
+    pass
 
 
 def test_a_healthy_set_up_is_ok_and_leaves_no_file(check):

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dynamo_lightning.allocation import prompt_features
 from dynamo_lightning.allocation.estimators import population as grid
 from dynamo_lightning.allocation.records import BoolArray, FloatArray, IntArray
 from dynamo_lightning.errors import UserError
 
-FEATURES = ("length", "dataset")
-"""Names of the features, in the order in which they are packed."""
+FEATURES = tuple(prompt_features.FEATURES)
+"""Names of the features."""
 
 LEVELS = 256
 """Values of a packed length, 0 being an unknown one."""

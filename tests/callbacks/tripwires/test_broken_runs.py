@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from hot_engines import HidesIt, Hot
 
 from dynamo_lightning.data.stream import PromptStream
 from dynamo_lightning.engines.transformers import TransformersEngine
@@ -28,25 +28,12 @@ class OldWeightsEngine(CopyEngine):
         return super().generate(self.policy, tokenizer, requests, **options)
 
 
-class HotEngine(CopyEngine):
-    """Samples at 1.3 times the temperature, and reports the log-probabilities of what it did."""
-
-    def generate(self, policy, tokenizer, requests, *, temperature, **options):
-        return super().generate(policy, tokenizer, requests, temperature=1.3 * temperature, **options)
+class HotEngine(Hot, CopyEngine):
+    factor = 1.3
 
 
-class HotEngineThatHidesIt(HotEngine):
-    """As `HotEngine`, with the log-probabilities that the right temperature would have given."""
-
-    def generate(self, policy, tokenizer, requests, *, temperature, **options):
-        completions = super().generate(policy, tokenizer, requests, temperature=temperature, **options)
-        for request, completion in zip(requests, completions, strict=True):
-            ids = torch.tensor([[*request.token_ids, *completion.token_ids.tolist()]])
-            with torch.no_grad():
-                logprobs = (policy(ids).logits[0] / temperature).log_softmax(-1)
-            positions = torch.arange(len(request.token_ids) - 1, ids.shape[1] - 1)
-            completion.logprobs[:] = logprobs[positions, ids[0, len(request.token_ids) :]].numpy()
-        return completions
+class HotEngineThatHidesIt(HidesIt, HotEngine):
+    pass
 
 
 class OneSeedEngine(CopyEngine):
