@@ -37,12 +37,14 @@ def outputs():
     return [Path(f"output-{rank}.txt").read_text() for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_a_healthy_run_raises_nothing(arguments, tmp_path):
     run(command_line, arguments(), 2, timeout=PATIENCE)
     assert tripwire_rows(tmp_path) == []
     assert not any("tripwire " in text for text in outputs())
 
 
+@pytest.mark.slow
 def test_old_weights_are_named_once_by_the_first_process(arguments, settings, tmp_path):
     settings["model"]["generator"] = {"class_path": "broken_engines.OldWeightsEngine"}
     settings["model"]["sampling"]["logp_tolerance"] = 1.0
