@@ -79,6 +79,8 @@ class GroupPlan:
     """The prompt had no outcome yet."""
     pilot_baseline: PilotBaseline = "separate"
     """Rollouts that its baselines are made of, if a pilot and a commit group share the prompt."""
+    commit_least: int = 0
+    """Rollouts that the prompt's commit group has whatever its pilot shows, the first ones; 0 without a pilot."""
 
     @property
     def sample_indices(self) -> range:

@@ -11,7 +11,7 @@ import numpy as np
 from dynamo_lightning.allocation.allocate import allocate_rollouts
 from dynamo_lightning.allocation.budget import RolloutBudget
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
-from dynamo_lightning.allocation.pilot import allocate_commit, pilot_weights
+from dynamo_lightning.allocation.pilot import allocate_commit, commit_bounds, pilot_weights
 from dynamo_lightning.allocation.prompt_features import prompt_features
 from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
 from dynamo_lightning.allocation.statistics import PromptStatistics
@@ -75,10 +75,12 @@ class Allocator:
         if self.budget.pilot:
             sizes = np.full(len(prompt_ids), self.budget.pilot)
             shares = pilot_weights(estimate, prompt_ids, self.budget)
+            least, _ = commit_bounds(len(prompt_ids), self.budget)
         else:
             sizes, shares = self.allocate(estimate, prompt_ids), np.ones(len(prompt_ids))
+            least = 0
         return tuple(
-            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen, self.budget.pilot_baseline)
+            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen, self.budget.pilot_baseline, least)
             for prompt, size, share, success_rate, variance, unseen in zip(
                 prompts,
                 sizes.tolist(),

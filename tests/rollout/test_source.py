@@ -43,12 +43,11 @@ def fit(server, tiny_policy, prompt_file, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
 
-    def fit(folder, max_staleness=1, ckpt_path=None, engine=None, **options):
+    def fit(folder, max_staleness=1, ckpt_path=None, engine=None, data_options=None, **options):
         seed_everything(0)
         source = PromptSource(prompt_file, template="{prompt}")
-        data = RolloutDataModule(
-            source, [source], prompts_per_batch=4, rollouts_per_prompt=4, tokenizer_name=tiny_policy
-        )
+        sizes = {"prompts_per_batch": 4, "rollouts_per_prompt": 4} | (data_options or {})
+        data = RolloutDataModule(source, [source], tokenizer_name=tiny_policy, **sizes)
         module = PolicyModule(
             tiny_policy,
             generator=engine or VLLMServerEngine([server.url], "weights", patience=2.0),
@@ -102,6 +101,13 @@ def test_the_engine_of_the_policy_itself_samples_the_same_data_and_resumes_exact
     resumed = fit("own-resumed", max_staleness=2, engine=TransformersEngine(), ckpt_path="own/iteration=000001.ckpt")
     assert_same_policy(whole, resumed)
     assert staleness("own-resumed") == [1, 2, 0, 1, 2]
+
+
+def test_a_pilot_on_servers_gives_what_it_gives_with_parts_sampled_in_one_go(fit, monkeypatch):
+    pilot = {"rollouts_per_prompt": 8, "pilot": 2, "pilot_baseline": "cross"}
+    concurrent = fit("concurrent", max_staleness=0, data_options=pilot)
+    monkeypatch.setattr(VLLMServerEngine, "works_ahead", False)
+    assert_same_policy(concurrent, fit("in-one-go", max_staleness=0, data_options=pilot))
 
 
 @pytest.mark.slow
