@@ -76,11 +76,12 @@ class Allocator:
             sizes = np.full(len(prompt_ids), self.budget.pilot)
             shares = pilot_weights(estimate, prompt_ids, self.budget)
             least, _ = commit_bounds(len(prompt_ids), self.budget)
+            mean = float(self.budget.rollouts_per_prompt - self.budget.pilot)
         else:
             sizes, shares = self.allocate(estimate, prompt_ids), np.ones(len(prompt_ids))
-            least = 0
+            least, mean = 0, 0.0
         return tuple(
-            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen, self.budget.pilot_baseline, least)
+            GroupPlan(prompt, size, share, 0, success_rate, variance, unseen, self.budget.pilot_baseline, least, mean)
             for prompt, size, share, success_rate, variance, unseen in zip(
                 prompts,
                 sizes.tolist(),
