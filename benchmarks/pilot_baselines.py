@@ -35,7 +35,7 @@ from dynamo_lightning.losses.advantages import cross_leave_one_out, weighted_lea
 from dynamo_lightning.losses.baseline_history import BaselineHistory
 from dynamo_lightning.losses.pilot_baseline import pilot_baselines
 
-REPLICATIONS = 400
+REPLICATIONS = 100
 NUM_PROMPTS, MEAN_SIZE, PILOT, BOUNDS = 512, 16, 4, (2, 64)
 LEAST = 2
 ARMS = [
