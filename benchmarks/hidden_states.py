@@ -5,13 +5,8 @@
 The success rate of every training prompt is read off the embedded policy: the probability of the one response that the
 data have. The policy stands still. An epoch visits every prompt once, in batches of 32, with 8 rollouts on average and
 sizes from 2 to 24 by the rule `rloo`; outcomes are drawn. `LogitFilter` allocates without features, with `length`, and
-with a score of its own for each prompt, made of the hidden state of the last layer at the prompt's last token:
-
-    score = ridge regression of the earlier prompts' empirical logits log((s + ½)/(f + ½)) on their hidden states,
-
-the coordinates standardized and projected on `dimensions` random directions (all coordinates if `dimensions` is 0), a
-penalty of one pseudo-observation for each direction. It is computed before the prompt's own outcomes. The filter takes
-the score as it takes a log-length: standardized, with a slope that it learns, which stays 0 if the score says nothing.
+with `hidden_state`: scores learned online from the hidden states at the prompts' last tokens (`HiddenScores`), each
+made before any outcome of its own prompt.
 
 Printed are the variance Σ p(1 − p)/(n − 1) relative to equal groups over the first epoch's quarters, the mean over
 replications (order and outcomes) ± half of the 95 % interval, and the seconds of one forward pass over all prompts.
@@ -34,6 +29,7 @@ from drifting_pools import T_QUANTILES
 from numpy.typing import NDArray
 
 from dynamo_lightning.allocation import LogitFilter, PromptStatistics, RLOORule, allocate_rollouts
+from dynamo_lightning.allocation.hidden_scores import HiddenScores
 from dynamo_lightning.data.collate import IGNORED, collate
 from dynamo_lightning.policy.embedded import local_path
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
@@ -41,9 +37,8 @@ from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_toke
 Array = NDArray[np.float64]
 
 BATCH, MEAN_SIZE, BOUNDS = 32, 8, (2, 24)
-REPLICATIONS = 5
-SCORES: dict[str, int | None] = {"none": None, "length": None, "hidden, 8": 8, "hidden, 32": 32, "hidden, all": 0}
-"""Features: by name the directions that hidden states are projected on; 0 projects nothing."""
+REPLICATIONS = 10
+FEATURES: dict[str, list[str]] = {"none": [], "length": ["length"], "hidden_state": ["hidden_state"], "oracle": []}
 
 
 class Task:
@@ -77,50 +72,26 @@ class Task:
         self.rates, self.states = torch.cat(rates).numpy(), torch.cat(states).numpy()
 
 
-def ridge_scores(states: Array, known: Array, logits: Array, wanted: Array, dimensions: int) -> Array:
-    """Return the predicted logits of the wanted prompts, relative to the mean.
-
-    Args:
-        states: Hidden states, `[num_prompts, hidden_size]`.
-        known: Rows with outcomes.
-        logits: Their empirical logits.
-        wanted: Rows to predict.
-        dimensions: Random directions; 0 takes the coordinates themselves.
-    """
-    mean, scale = states[known].mean(0), states[known].std(0) + 1e-9
-    size = states.shape[1]
-    directions = (
-        np.random.default_rng(0).normal(size=(size, dimensions)) / math.sqrt(size) if dimensions else np.eye(size)
-    )
-    inputs = (states - mean) / scale @ directions
-    x = inputs[known]
-    solved = np.linalg.solve(x.T @ x + x.shape[1] * np.eye(x.shape[1]), x.T @ (logits - logits.mean()))
-    scores: Array = inputs[wanted] @ solved
-    return scores
-
-
 def first_epoch(task: Task, feature: str, seed: int) -> list[float]:
     """Return the ratio of each quarter of the first epoch."""
     rng = np.random.default_rng([seed, 14])
     order = rng.permutation(len(task.rates))[: len(task.rates) // BATCH * BATCH]
-    store = PromptStatistics(LogitFilter(features=[] if feature in ("none", "oracle") else ["length"]))
-    dimensions = SCORES.get(feature)
-    logits = np.full(len(task.rates), np.nan)
+    store, scores = PromptStatistics(LogitFilter(features=FEATURES[feature])), HiddenScores()
     parts = []
     for iteration, begin in enumerate(range(0, len(order), BATCH)):
-        ids, known = order[begin : begin + BATCH], order[:begin]
-        values = task.log_lengths[ids]
-        if dimensions is not None:
-            scores = ridge_scores(task.states, known, logits[known], ids, dimensions) if begin else np.zeros(BATCH)
-            values = np.clip(scores + 8.0, 0.0, 15.0)  # in the range of log-lengths
-        given = None if feature in ("none", "oracle") else values[:, None]
+        ids = order[begin : begin + BATCH]
+        values: Array | None = None
+        if feature == "hidden_state":
+            values = scores.score(ids.tolist(), task.states[ids], iteration)[:, None]
+        elif feature == "length":
+            values = task.log_lengths[ids][:, None]
         p = task.rates[ids]
         variances = p * (1 - p)
-        estimate: Any = variances if feature == "oracle" else store.estimate(ids, iteration, given)
+        estimate: Any = variances if feature == "oracle" else store.estimate(ids, iteration, values)
         sizes = allocate_rollouts(estimate, ids, MEAN_SIZE * BATCH, *BOUNDS, RLOORule())
         successes = rng.binomial(sizes, p)
-        store.observe(ids, successes, sizes, iteration, features=given)
-        logits[ids] = np.log((successes + 0.5) / (sizes - successes + 0.5))
+        scores.observe(ids.tolist(), successes, sizes, iteration)
+        store.observe(ids, successes, sizes, iteration, features=values)
         parts.append(((variances / (sizes - 1)).sum(), (variances / (MEAN_SIZE - 1)).sum()))
     quarters = np.array_split(np.array(parts), 4)
     return [float(quarter[:, 0].sum() / quarter[:, 1].sum()) for quarter in quarters]
@@ -132,7 +103,7 @@ def measure(names: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         task = Task(name)
         print(f"{name}: {len(task.rates)} prompts, hidden states in {task.seconds:.2f} s of processor time", flush=True)
-        for feature in (*SCORES, "oracle"):
+        for feature in FEATURES:
             found = list(zip(*(first_epoch(task, feature, seed) for seed in range(REPLICATIONS)), strict=True))
             line = f"  {feature:12}"
             for quarter, values in enumerate(found):
