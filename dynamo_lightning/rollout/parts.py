@@ -69,7 +69,7 @@ class PartSampler:
         return self._sample_together(part, following)
 
     def _sample_rest(self, part: PromptBatch) -> tuple[list[Rollout], Rollout]:
-        """What is left of a part."""
+        """This rank's share of what is left of a part, and one rollout that every rank has."""
         early_keys, early, filler = self._early_keys, self._early, self._filler
         self._early_keys, self._early, self._filler = set(), list, None
         wanted = {key for plan in part.plans for key in plan.keys} - early_keys
@@ -129,7 +129,7 @@ def _own_share(under_way: Future[list[Rollout]], num_filled_up: int) -> list[Rol
 
 
 def _result(under_way: Future[list[Rollout]]) -> list[Rollout]:
-    """What was sampled; an error of any rank is raised on all, which would wait for it."""
+    """Rollouts that were sampled; an error of any rank is raised on all, which would wait for it."""
     rollouts: list[Rollout] = []
     message = ""
     try:

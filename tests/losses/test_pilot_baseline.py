@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,3 +205,17 @@ def test_equal_score_norms_give_the_shares_of_leave_one_out():
     before = PromptStatistics(BetaPosterior()).estimate(ids, 0)
     of_group = pilot_weights(before, ids, replace(BUDGET, rule=OptimalBaselineRule("group")))
     assert of_group == pytest.approx(pilot_weights(before, ids, replace(BUDGET, rule=NeymanRule())))
+
+
+def test_weights_and_history_pay_where_scores_differ_and_cost_little_where_they_do_not(monkeypatch):
+    """A piece of the benchmark's table `weighted_pilot`: paired replications."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import pilot_baselines as benchmark
+
+    def difference(score_ratio, known):
+        pools = [benchmark.Pool(0.2, score_ratio, seed) for seed in range(8)]
+        arms = [[benchmark.squared_gradient(p, "weighted", known, b) for p in pools] for b in ("built", "plain")]
+        return sum(arms[0]) / 8 - sum(arms[1]) / 8
+
+    assert difference(4.0, "own rollouts") < -0.02
+    assert abs(difference(1.0, "nothing")) < 0.03
