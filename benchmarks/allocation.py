@@ -50,6 +50,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
 
 import drifting_pools
 import feature_pools
+import pilot_baselines
 
 NUM_PROMPTS, ROLLOUTS_PER_PROMPT, NUM_DRAWS = 512, 16, 40
 T_QUANTILE = 2.0227  # Student's t, 39 degrees of freedom, 97.5 %
@@ -175,6 +176,7 @@ MEASURES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "one_epoch": drifting_pools.measure_one_epoch,
     "population": drifting_pools.measure_population,
     "pilot": drifting_pools.measure_pilot,
+    "weighted_pilot": pilot_baselines.measure_weighted_pilot,
     "features": feature_pools.measure_features,
 }
 
@@ -187,7 +189,7 @@ def print_tables(results: dict[str, list[dict[str, Any]]]) -> None:
         print(f"\n{'prompts':>8}{'budget':>9}{'milliseconds':>14}{'bytes per visited prompt':>26}")
         for cost in results["cost"]:
             print("{num_prompts:8}{budget:9}{milliseconds:14.2f}{bytes_per_visited_prompt:26}".format(**cost))
-    for name in ("drift", "one_epoch", "population", "pilot", "features"):
+    for name in ("drift", "one_epoch", "population", "pilot", "weighted_pilot", "features"):
         if name in results:
             drifting_pools.print_table(name, results[name])
 

@@ -237,7 +237,7 @@ def first_epoch(prior: float, pilot: int, baseline: PilotBaseline, seed: int, sc
     return float((gradient**2).sum() / (variances / (mean_size - 1)).sum()), float(gradient.sum() / variances.sum() - 1)
 
 
-PILOTS: tuple[tuple[int, PilotBaseline], ...] = (
+PILOT_ARMS: tuple[tuple[int, PilotBaseline], ...] = (
     (0, "separate"),
     (4, "separate"),
     (2, "cross"),
@@ -250,7 +250,7 @@ def measure_pilot() -> list[dict[str, Any]]:
     """Return a record for each prior, pilot and baseline of table `pilot`."""
     records = []
     for prior in (0.2, 0.5, 1.0):
-        for pilot, baseline in PILOTS:
+        for pilot, baseline in PILOT_ARMS:
             ratios, biases = (
                 [first_epoch(prior, pilot, baseline, seed, scores)[number] for seed in range(PILOT_REPLICATIONS)]
                 for number, scores in enumerate(("independent", "bernoulli"))
@@ -318,7 +318,7 @@ def measure_population() -> list[dict[str, Any]]:
 
 def print_table(name: str, records: list[dict[str, Any]]) -> None:
     """Print one of the tables, a line for each record."""
-    extra = next((name for name in ("first", "bias") if name in records[0]), None)
+    extra = next((name for name in ("first", "bias", "difference") if name in records[0]), None)
     measured = ("ratio", "low", "high", extra, f"{extra}_low", f"{extra}_high")
     keys = [key for key in records[0] if key not in measured]
     print(f"\nTable {name}: variance relative to equal groups, mean ± half of the 95 % interval")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ from dynamo_lightning.policy.forward import set_token_layout
 from dynamo_lightning.policy.lengths import check_lengths
 from dynamo_lightning.policy.loading import PolicyConfig, load_architecture, load_policy, load_tokenizer
 from dynamo_lightning.policy.lora import without_adapters
+from dynamo_lightning.policy.prompt_states import prompt_states
 from dynamo_lightning.policy.sharding import shard_policy
 from dynamo_lightning.rewards.combined import RewardLike, as_reward
 from dynamo_lightning.rewards.math import MathReward
@@ -59,7 +60,7 @@ from dynamo_lightning.runs.trainer_checks import (
     check_trainer,
     check_validation_interval,
 )
-from dynamo_lightning.types import Collected, PromptBatch
+from dynamo_lightning.types import Collected, FloatArray, Prompt, PromptBatch
 from dynamo_lightning.update.config import UpdateConfig
 from dynamo_lightning.update.join import join
 from dynamo_lightning.update.plan import passes_per_rollout
@@ -183,6 +184,7 @@ class PolicyModule(EvaluationLoops):
         self.evaluation = evaluation
         self.policy: PreTrainedModel | None = None
         self.seconds: dict[str, float] = {}
+        self.planning_seconds = 0.0
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -224,6 +226,11 @@ class PolicyModule(EvaluationLoops):
             raise UserError(
                 f"model.max_staleness={self.source.max_staleness} does not go with data.pilot={self.datamodule.pilot}: "
                 "set one of them to 0"
+            )
+        if self.source.max_staleness and self.datamodule.allocator.hidden_scores is not None:
+            raise UserError(
+                f"model.max_staleness={self.source.max_staleness} does not go with data.estimator.features="
+                f"{list(self.datamodule.statistics.estimator.features)}: set it to 0, or leave 'hidden_state' out"
             )
         self.loss.check_pilot(self.datamodule.pilot)
         if self.collector.generator.uses_external_engine and isinstance(self.trainer.strategy, FSDPStrategy):
@@ -280,11 +287,22 @@ class PolicyModule(EvaluationLoops):
             self.collector.with_statistics = takes_engine_statistics(generator, self.policy, settings)
         for reference in self._reference:
             set_token_layout(reference, layout)
+        self.datamodule.allocator.read_hidden_states = self.read_hidden_states
 
     def teardown(self, stage: str) -> None:
         """End the reward processes and what samples the responses."""
         self.collector.scorer.close()
         self.collector.generator.close()
+
+    def read_hidden_states(self, prompts: Sequence[Prompt]) -> FloatArray:
+        """The policy's hidden states at the end of prompts, for plans, which are made between two iterations."""
+        assert self.policy is not None
+        start = time.perf_counter()
+        set_training_mode(self.policy)
+        with self.trainer.precision_plugin.forward_context():
+            states = prompt_states(self.policy, prompts, self.update_config.max_tokens_per_micro_batch)
+        self.planning_seconds += time.perf_counter() - start
+        return states
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Keep Lightning's counters right after a resume."""
@@ -295,7 +313,8 @@ class PolicyModule(EvaluationLoops):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
         """One RL iteration: prompts with their group sizes → rollouts → rewards → advantages → update."""
         assert self.policy is not None
-        self.seconds = {}
+        self.seconds = {"hidden_states": self.planning_seconds} if self.planning_seconds else {}
+        self.planning_seconds = 0.0
         collected = self.source.next(batch, self.actor(), self.datamodule, self.phase)
         tolerance = self.sampling_tolerance(collected)
         rollouts = join(collected, self.loss.advantage)

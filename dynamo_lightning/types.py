@@ -79,6 +79,10 @@ class GroupPlan:
     """The prompt had no outcome yet."""
     pilot_baseline: PilotBaseline = "separate"
     """Rollouts that its baselines are made of, if a pilot and a commit group share the prompt."""
+    commit_least: int = 0
+    """Rollouts that the prompt's commit group has whatever its pilot shows, the first ones; 0 without a pilot."""
+    commit_mean: float = 0.0
+    """Mean size of the batch's commit groups, as the budget has it: known before the pilot; 0 without a pilot."""
 
     @property
     def sample_indices(self) -> range:
@@ -322,6 +326,11 @@ class GroupedRewards:
     """RL iterations finished before this one."""
     is_pilot: Tensor | None = None
     """Rollouts of pilots, `[num_rollouts]`, bool, where pilot and commit share baselines; else `None`."""
+    is_certain: Tensor | None = None
+    """Commit rollouts that there are whatever the pilot shows, `GroupPlan.commit_least` each, `[num_rollouts]`, bool;
+    given with `is_pilot`."""
+    commit_mean: float = 0.0
+    """`GroupPlan.commit_mean`."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,13 @@ again, with `Var = w² a (1 + 1/m)/k + (1 − w)² a (1 + 1/(k + m − 1))/m`. S
 `e = (1 + 1/(k + m' − 1))/m'`, and the commit minimizes `Σ a [(1 − w)² + w²/k]/m`, the hardly varying factor
 `1 + 1/(k + m − 1)` left out: for the `rloo` rule that is Neyman's.
 
+Under `OptimalBaseline` a pilot rollout is compared with the plain mean of the commit, corrected by weights, and a prior
+(`losses.pilot_baseline`): with what was known of the prompt counting as ν rollouts, its baseline has about m + ν of
+them, a commit rollout's k + m − 1 + ν, so `f = (1 + 1/(m' + ν))/k` and `e = (1 + 1/(k + m' − 1 + ν))/m'`. The rule says
+which: `OptimalBaselineRule` with `baseline: group` is ν = 0, the shares of above; with `history` the baselines are
+taken as known, ν = ∞, as in the rule itself: `Var = w² a/k + (1 − w)² a/m`, hence `w = k/(k + m')`, and the commit
+minimizes `Σ (1 − w)² a/m`. In both cases with the rule's a, and for `group` without its c/(n(n − 1)), as above.
+
 **Pooled** (`pooled`): one group of k + m rollouts with one leave-one-out baseline. The least variance, and a bias.
 
 A pilot of 4 of 16 rollouts is no free lunch: the second baseline costs another rollout, and the pilot's own are placed
@@ -40,6 +47,7 @@ from numpy.typing import ArrayLike
 
 from dynamo_lightning.allocation.allocate import allocate_rollouts
 from dynamo_lightning.allocation.budget import RolloutBudget
+from dynamo_lightning.allocation.optimal_baseline_rule import OptimalBaselineRule
 from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
 from dynamo_lightning.allocation.rules import NeymanRule, RLOORule
 from dynamo_lightning.errors import UserError
@@ -71,7 +79,8 @@ def commit_bounds(num_prompts: int, budget: RolloutBudget) -> tuple[int, int]:
 def pilot_weights(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudget) -> FloatArray:
     """Return the weight of each prompt's pilot estimator, `(k − 1)/(k + m'_i − 2)`; the commit's is `1 − w_i`.
 
-    With `cross` baselines it is the one above, with `pooled` ones the pilot's share of the rollouts.
+    With `cross` baselines it is the one above, for the rule's baselines; with `pooled` ones the pilot's share of the
+    rollouts.
 
     Args:
         estimate: From before the pilot: were its outcomes in it, the gradient would be biased.
@@ -88,6 +97,8 @@ def pilot_weights(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudg
     if budget.pilot_baseline == "separate":
         return (pilot - 1) / (pilot + commit - 2)
     if budget.pilot_baseline == "pooled":
+        return pilot / (pilot + commit)
+    if _knows_baselines(budget):
         return pilot / (pilot + commit)
     pilot_variance, commit_variance = (1 + 1 / commit) / pilot, (1 + 1 / (pilot + commit - 1)) / commit
     return commit_variance / (commit_variance + pilot_variance)
@@ -111,11 +122,16 @@ def allocate_commit(estimate: Estimate, prompt_ids: ArrayLike, weights: ArrayLik
     weights = np.asarray(weights, dtype=np.float64)
     factor = {
         "separate": (1 - weights) ** 2,
-        "cross": (1 - weights) ** 2 + weights**2 / budget.pilot,
+        "cross": (1 - weights) ** 2 + (0.0 if _knows_baselines(budget) else weights**2 / budget.pilot),
         "pooled": np.ones_like(weights),
     }[budget.pilot_baseline]
     scaled = replace(estimate, bernoulli_variance=estimate.bernoulli_variance * factor)
     return _commit_sizes(scaled, prompt_ids, budget)
+
+
+def _knows_baselines(budget: RolloutBudget) -> bool:
+    """True if the rule takes the baselines as known from history."""
+    return isinstance(budget.rule, OptimalBaselineRule) and budget.rule.baseline == "history"
 
 
 def _commit_sizes(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudget) -> IntArray:
@@ -127,4 +143,6 @@ def _commit_sizes(estimate: Estimate, prompt_ids: ArrayLike, budget: RolloutBudg
         return allocate_rollouts(estimate, prompt_ids, total, least + pilot, most + pilot, rule, budget.cost) - pilot
     if budget.pilot_baseline == "cross" and isinstance(rule, RLOORule):
         rule = NeymanRule()
+    if budget.pilot_baseline == "cross" and isinstance(rule, OptimalBaselineRule):
+        rule = OptimalBaselineRule("history", rule.score_ratio)
     return allocate_rollouts(estimate, prompt_ids, total - pilot * num_prompts, least, most, rule, budget.cost)

@@ -27,6 +27,9 @@ def dataset_code(prompt: Prompt) -> float:
     return float(1 + int.from_bytes(digest, "big") % NUM_CODES) if prompt.source else math.nan
 
 
+HIDDEN_STATE = "hidden_state"
+"""The feature that the policy is asked for: a score made of its hidden state, see `hidden_scores`."""
+
 FEATURES: dict[str, tuple[Callable[[Prompt], float], str]] = {
     "length": (log_length, "has no tokens"),
     "dataset": (dataset_code, "has no name of a data set (`source`)"),
@@ -34,18 +37,22 @@ FEATURES: dict[str, tuple[Callable[[Prompt], float], str]] = {
 """Feature names: the function, and what is wrong with a prompt for which it is not a number."""
 
 
-def prompt_features(prompts: Sequence[Prompt], names: Sequence[str]) -> FloatArray:
+def prompt_features(prompts: Sequence[Prompt], names: Sequence[str], scores: FloatArray | None = None) -> FloatArray:
     """Return the features of prompts, `[num_prompts, num_features]`.
 
     Args:
         prompts: `[num_prompts]`.
-        names: The features, keys of `FEATURES`.
+        names: The features, keys of `FEATURES`, or `hidden_state`.
+        scores: Of hidden states, in logits, `[num_prompts]`; NaN leaves what is remembered of a prompt.
 
     Raises:
         UserError: If a prompt lacks a feature.
     """
     features = np.empty((len(prompts), len(names)))
     for column, name in enumerate(names):
+        if name == HIDDEN_STATE:
+            features[:, column] = np.nan if scores is None else scores
+            continue
         function, fault = FEATURES[name]
         features[:, column] = [function(prompt) for prompt in prompts]
         for row in np.flatnonzero(~np.isfinite(features[:, column])).tolist():

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 from dynamo_lightning.allocation.estimators.base import VarianceEstimator
 from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
 from dynamo_lightning.allocation.lengths import LENGTH_COLUMNS, MeanLength, check_lengths
-from dynamo_lightning.allocation.records import Estimate, FloatArray, IntArray
+from dynamo_lightning.allocation.prompt_features import HIDDEN_STATE
+from dynamo_lightning.allocation.records import BoolArray, Estimate, FloatArray, IntArray
 from dynamo_lightning.allocation.shared_statistics import SharedStatistics
 from dynamo_lightning.allocation.table import PromptTable, Rows
 from dynamo_lightning.errors import UserError
@@ -151,6 +152,10 @@ class PromptStatistics:
         self._table.write(rows)
         self._latest_visit = max(self._latest_visit, iteration if len(ids) else 0)
         self._population = None
+
+    def is_known(self, prompt_ids: ArrayLike) -> BoolArray:
+        """Return which prompts have outcomes, `[num_prompts]`."""
+        return self._table.gather(_as_ids(prompt_ids)).known
 
     def estimate(self, prompt_ids: ArrayLike, iteration: int, features: ArrayLike | None = None) -> Estimate:
         """Return what is expected of these prompts in RL iteration `iteration`.
@@ -300,7 +305,9 @@ class PromptStatistics:
             raise UserError(
                 f"data.estimator.features={list(names)}: features of shape {values.shape} for {len(ids)} prompts"
             )
-        bad = ~np.isfinite(values).all(axis=1)
+        # A score that is NaN is the one that is remembered.
+        may_be_nan = np.array([name == HIDDEN_STATE for name in names])
+        bad = ~(np.isfinite(values) | (np.isnan(values) & may_be_nan)).all(axis=1)
         if bad.any():
             raise UserError(
                 f"data.estimator.features={list(names)}: prompt id {ids[bad][0]} has {values[bad][0].tolist()}, "

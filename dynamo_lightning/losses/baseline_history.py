@@ -66,6 +66,19 @@ class BaselineHistory:
         means = (rewards + kappa * per_rollout * mean) / np.maximum(strength, 1e-300)
         return torch.from_numpy(means[inverse]), torch.from_numpy(strength[inverse])
 
+    def prior_rollouts(self, prompt_ids: Tensor, iteration: int) -> Tensor:
+        """Rollouts n + κ that the prior of each rollout's prompt counts as, `[num_rollouts]`, float64; 0 without one.
+
+        Args:
+            prompt_ids: Prompt of each rollout, `[num_rollouts]`, int64.
+            iteration: The running iteration.
+        """
+        ids, inverse = np.unique(prompt_ids.numpy(), return_inverse=True)
+        rows = self._table.gather(ids)
+        own = rows.state[2] * np.where(rows.known, self._discount(iteration - rows.last_visit), 0.0)
+        kappa = self.population_rollouts if self._population[1] > 0 else 0.0
+        return torch.from_numpy((own + kappa)[inverse])
+
     def observe(self, rewards: Tensor, weights: Tensor, prompt_ids: Tensor, iteration: int) -> None:
         """Add the rollouts of an iteration: the same ones on every rank, once; a repeated call changes nothing.
 

@@ -28,6 +28,7 @@ from dynamo_lightning.losses.advantages import (
     weighted_leave_one_out,
 )
 from dynamo_lightning.losses.baseline_history import BaselineHistory
+from dynamo_lightning.losses.pilot_baseline import pilot_baselines
 from dynamo_lightning.losses.weights import Aggregation, LengthNormalisation
 from dynamo_lightning.types import GroupedRewards
 
@@ -72,6 +73,9 @@ class OptimalBaseline(Advantage):
     is skipped in the updates then, which costs a forward and a backward pass for each rollout of such groups. Group
     sizes down to 1 are allowed (`data.rule: OptimalBaselineRule` with `baseline: history`, `data.min_rollouts: 1`).
 
+    With a pilot whose baselines are shared (`data.pilot_baseline: cross`) commit rollouts are compared with every other
+    rollout and the prior, weighted; pilot rollouts with what their gradient stays unbiased with, see `pilot_baseline`.
+
     Weights are taken before modulation: the baseline is that of the raw policy gradient.
 
     Args:
@@ -106,9 +110,10 @@ class OptimalBaseline(Advantage):
         """Advantages; a call for a new iteration adds its rewards to the history afterwards."""
         assert score_norms is not None
         rewards, weights = scored.rewards.double(), score_norms.double().cpu()
-        means, strengths = None, None
+        means, strengths, counts = None, None, None
         if self.history is not None:
             means, strengths = self.history.prior(scored.prompt_ids, scored.iteration)
+            counts = self.history.prior_rollouts(scored.prompt_ids, scored.iteration)
         if scored.is_pilot is None:
             groups, num_groups = scored.group_indices, _count(scored.group_indices)
             baselines = weighted_leave_one_out(rewards, weights, groups, num_groups, means, strengths)
@@ -116,6 +121,11 @@ class OptimalBaseline(Advantage):
             groups = prompt_indices(scored.prompt_ids)
             num_groups = _count(groups)
             baselines = cross_leave_one_out(rewards, groups, scored.is_pilot, weights, means, strengths)
+            if scored.is_certain is not None:
+                of_pilot = pilot_baselines(
+                    rewards, weights, groups, scored.is_pilot, scored.is_certain, scored.commit_mean, means, counts
+                )
+                baselines = torch.where(scored.is_pilot, of_pilot, baselines)
         without_prior = torch.ones_like(groups, dtype=torch.bool) if strengths is None else strengths == 0
         equal = has_equal_rewards(rewards, groups, num_groups)[groups]
         advantages = (rewards - baselines).masked_fill(equal & without_prior, 0.0)

@@ -18,6 +18,7 @@ from dynamo_lightning.rewards.failures import failure_metrics
 from dynamo_lightning.rewards.group_scoring import score_complete_groups
 from dynamo_lightning.rewards.scorer import RewardScorer, check_failure_share, needs_reward
 from dynamo_lightning.rollout.exchange import spread_over_ranks
+from dynamo_lightning.rollout.parts import PartSampler
 from dynamo_lightning.rollout.requests import make_requests, share_of_rank
 from dynamo_lightning.rollout.runner import RolloutRunner
 from dynamo_lightning.types import (
@@ -95,13 +96,10 @@ class RolloutCollector:
         plans: list[list[GroupPlan]] = [[], []]  # of pilots, or of whole groups, and of commits
         todo: PromptBatch | None = batch
         while todo is not None:
-            first = len(outcomes)
+            first, sampler = len(outcomes), PartSampler(self, policy, tokenizer)
             for number, part in enumerate(datamodule.parts(todo)):  # one, or a pilot and what its outcomes lead to
                 with phase("generate"):
-                    own, filler, sampled_at = taken or (
-                        *self.sample(policy, tokenizer, part, "train", self.sampling.temperature),
-                        batch.iteration,
-                    )
+                    own, filler, sampled_at = taken or (*sampler.sample(part), batch.iteration)
                 with phase("reward"):
                     scored = self.score(part, own)
                 datamodule.observe(part, self.without_dropped(scored), sampled_at)
@@ -131,6 +129,7 @@ class RolloutCollector:
         temperature: float,
         wanted: Collection[Key] | None = None,
         submit: bool = True,
+        scored_later: Collection[Key] = (),
     ) -> tuple[list[Rollout], Rollout]:
         """This rank's share of the batch's rollouts, and one rollout that every rank has even if its share is empty.
 
@@ -145,6 +144,7 @@ class RolloutCollector:
             temperature: Divides the logits.
             wanted: Only the rollouts with these keys, at least one, the same on all ranks.
             submit: Begin to score them; `False` if something else is scored first.
+            scored_later: Rollouts that are not scored with the next `score`, by key.
         """
         every = make_requests(batch, stage, run_seed())
         chosen = [request for request in every if wanted is None or request.key in wanted]
@@ -165,10 +165,15 @@ class RolloutCollector:
         for positions in self.generator.batches([len(request.prompt.token_ids) for request in requests]):
             sampled = self.runner.play(ask, tokenizer, [requests[position] for position in positions], device)
             rollouts.update(zip(positions, sampled, strict=True))
-            if submit and not self.scorer.reward.needs_group:  # a group is scored when it is complete
+            if submit:
                 own = [rollouts[position] for position in positions if position < num_own]
-                self.scorer.submit([rollout for rollout in own if needs_reward(rollout)])
+                self.submit([rollout for rollout in own if rollout.key not in scored_later])
         return [rollouts[position] for position in range(num_own)], rollouts[0]
+
+    def submit(self, rollouts: Sequence[Rollout]) -> None:
+        """Begin to score rollouts; those of a reward of groups wait until their group is complete."""
+        if not self.scorer.reward.needs_group:
+            self.scorer.submit([rollout for rollout in rollouts if needs_reward(rollout)])
 
     def sample_in_background(
         self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[RolloutRequest]

@@ -36,14 +36,27 @@ def join(collected: Collected, advantage: Advantage) -> RolloutBatch:
     group_indices = torch.arange(len(groups)).repeat_interleave(counts)
     rewards = torch.tensor([outcome.score.reward for outcome in outcomes], dtype=torch.float32)
     lengths = torch.tensor([outcome.response_length for outcome in outcomes], dtype=torch.int64)
-    is_pilot = None
+    is_pilot = is_certain = None
     if has_pilot and baseline == "cross":
         is_pilot = torch.tensor([group.plan.first_sample_index == 0 for group in groups])[group_indices]
+        # By sample index, not by count: that some were dropped must not bring in others, if there are any.
+        stops = torch.tensor([group.plan.first_sample_index + group.plan.commit_least for group in groups])
+        indices = torch.tensor([outcome.sample_index for outcome in outcomes], dtype=torch.int64)
+        is_certain = ~is_pilot & (indices < stops[group_indices])
     row_of = {outcome.key: row for row, outcome in enumerate(outcomes)}
     own = [rollout for group in groups for rollout in group.rollouts if rollout.key in row_of]
     own_rows = torch.tensor([row_of[rollout.key] for rollout in own], dtype=torch.int64)
     prompt_ids = torch.tensor([outcome.prompt_id for outcome in outcomes], dtype=torch.int64)
-    scored = GroupedRewards(rewards, group_indices, prompt_ids, own_rows, collected.iteration, is_pilot)
+    scored = GroupedRewards(
+        rewards,
+        group_indices,
+        prompt_ids,
+        own_rows,
+        collected.iteration,
+        is_pilot,
+        is_certain,
+        groups[0].plan.commit_mean,
+    )
     advantages = torch.zeros_like(rewards) if advantage.needs_score_norms else advantage.of(scored)
     position: dict[int, int] = {}
     prompts = [position.setdefault(group.plan.prompt.prompt_id, len(position)) for group in groups]

@@ -295,7 +295,7 @@ def test_the_allocator_hands_on_the_features_of_its_prompts():
     assert hard.success_rate < 0.15 and easy.success_rate > 0.3
     assert easy.size > hard.size and easy.size + hard.size == 8
     plain = Allocator(budget, LogitFilter())
-    assert plain._features([prompt(1)]) is None
+    assert plain._features([prompt(1)], 0) is None
 
 
 def test_features_of_prompts_by_hand():
@@ -307,15 +307,15 @@ def test_features_of_prompts_by_hand():
     assert code.tolist() == [1 + round(16 * math.log(20)) + 256 * values[0, 1], 1 + 256 * values[1, 1]]
     assert code.astype(np.float32).astype(float).tolist() == code.tolist()
     assert packed(np.array([[99.0, 65_535.0]]), BOTH)[0] == 2**24 - 1 == np.float32(2**24 - 1)
-    assert feature_offsets.FEATURES == BOTH
+    assert feature_offsets.FEATURES == (*BOTH, "hidden_state")
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [["lenght"], ["length", "length"], ["length", "hidden_state"], "source"])
+@pytest.mark.parametrize("names", [["lenght"], ["length", "length"], ["length", "hidden_states"], "source"])
 def test_unknown_or_repeated_features_are_refused(names):
-    with pytest.raises(UserError, match=r"data\.estimator\.features=.* distinct names among \['length', 'dataset'\]"):
+    with pytest.raises(UserError, match=r"features=.* distinct names among \['length', 'dataset', 'hidden_state'\]"):
         LogitFilter(features=names)
 
 

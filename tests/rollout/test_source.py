@@ -9,6 +9,7 @@ import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
+from dynamo_lightning.allocation import LogitFilter
 from dynamo_lightning.allocation.dynamic_sampling import DynamicSamplingConfig
 from dynamo_lightning.callbacks import IterationCheckpoint
 from dynamo_lightning.data.source import PromptSource
@@ -43,12 +44,11 @@ def fit(server, tiny_policy, prompt_file, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
 
-    def fit(folder, max_staleness=1, ckpt_path=None, engine=None, **options):
+    def fit(folder, max_staleness=1, ckpt_path=None, engine=None, data_options=None, **options):
         seed_everything(0)
         source = PromptSource(prompt_file, template="{prompt}")
-        data = RolloutDataModule(
-            source, [source], prompts_per_batch=4, rollouts_per_prompt=4, tokenizer_name=tiny_policy
-        )
+        sizes = {"prompts_per_batch": 4, "rollouts_per_prompt": 4} | (data_options or {})
+        data = RolloutDataModule(source, [source], tokenizer_name=tiny_policy, **sizes)
         module = PolicyModule(
             tiny_policy,
             generator=engine or VLLMServerEngine([server.url], "weights", patience=2.0),
@@ -102,6 +102,38 @@ def test_the_engine_of_the_policy_itself_samples_the_same_data_and_resumes_exact
     resumed = fit("own-resumed", max_staleness=2, engine=TransformersEngine(), ckpt_path="own/iteration=000001.ckpt")
     assert_same_policy(whole, resumed)
     assert staleness("own-resumed") == [1, 2, 0, 1, 2]
+
+
+def test_a_pilot_on_servers_gives_what_it_gives_with_parts_sampled_in_one_go(fit, monkeypatch):
+    pilot = {"rollouts_per_prompt": 8, "pilot": 2, "pilot_baseline": "cross"}
+    concurrent = fit("concurrent", max_staleness=0, data_options=pilot)
+    monkeypatch.setattr(VLLMServerEngine, "works_ahead", False)
+    assert_same_policy(concurrent, fit("in-one-go", max_staleness=0, data_options=pilot))
+
+
+def test_plans_by_hidden_states_read_unseen_prompts_and_resume_exactly(fit, monkeypatch):
+    asked = []
+    read = PolicyModule.read_hidden_states
+    monkeypatch.setattr(
+        PolicyModule, "read_hidden_states", lambda self, prompts: asked.append(len(prompts)) or read(self, prompts)
+    )
+    options = {"estimator": LogitFilter(features=["hidden_state"])}
+    whole = fit("states", max_staleness=0, engine=TransformersEngine(), data_options=options)
+    assert asked == [4, 4, 4], "each of twelve prompts once, in the first of two epochs"
+    with open(next(Path("states").rglob("metrics.csv"))) as file:
+        seconds = [float(row.get("timing_s/hidden_states") or 0) for row in csv.DictReader(file) if row.get("reward")]
+    assert [value > 0 for value in seconds] == [True] * 3 + [False] * 3
+    resumed = fit(
+        "states-resumed",
+        max_staleness=0,
+        engine=TransformersEngine(),
+        ckpt_path="states/iteration=000002.ckpt",
+        data_options={"estimator": LogitFilter(features=["hidden_state"])},
+    )
+    assert asked[3:] == [4]
+    assert_same_policy(whole, resumed)
+    with pytest.raises(UserError, match=r"max_staleness=1 does not go with data.estimator.features=\['hidden_state'\]"):
+        fit("stale", data_options={"estimator": LogitFilter(features=["hidden_state"])})
 
 
 @pytest.mark.slow

@@ -6,9 +6,12 @@ import pytest
 import torch
 from update_case import REWARDS, SHUFFLED, assign, flat_gradient, learn, make_module, make_rollouts, prepare
 
+from dynamo_lightning.allocation.groups import make_groups
 from dynamo_lightning.datamodule import RolloutDataModule
+from dynamo_lightning.losses.optimal_baseline import OptimalBaseline
 from dynamo_lightning.losses.policy_loss import PolicyLoss
-from dynamo_lightning.types import PromptBatch
+from dynamo_lightning.types import Collected, PromptBatch
+from dynamo_lightning.update.join import join
 from dynamo_lightning.update.plan import split_prompts
 
 
@@ -139,3 +142,17 @@ def test_pilot_and_commit_have_baselines_and_shares_of_their_own(tiny_policy, ma
         (-weight * advantage * logprobs.sum() / 12).backward()
     plain = flat_gradient(module)
     torch.testing.assert_close(ours, plain, atol=1e-7, rtol=1e-5)
+
+
+def test_shared_baselines_know_by_sample_index_which_commit_rollouts_the_pilot_cannot_change(make_prompt, make_batch):
+    whole, outcomes, rollouts = make_rollouts(make_prompt, make_batch, [[1.0, 0.0, 1.0, 1.0, 0.0, 1.0]])
+    (plan,) = whole.plans
+    options = {"pilot_baseline": "cross", "commit_least": 2, "commit_mean": 4.0}
+    pilot = replace(plan, size=2, share=0.25, **options)
+    commit = replace(plan, size=4, share=0.75, first_sample_index=2, **options)
+    outcomes = [outcome for outcome in outcomes if outcome.sample_index != 2]  # dropped: no other takes its place
+    groups = make_groups([pilot, commit], rollouts, outcomes)
+    batch = join(Collected(0, groups, rollouts[0], 0, {}), OptimalBaseline())
+    assert batch.rewards.is_pilot.tolist() == [True, True, False, False, False]
+    assert batch.rewards.is_certain.tolist() == [False, False, True, False, False]
+    assert batch.rewards.commit_mean == 4.0

@@ -9,17 +9,18 @@ import numpy as np
 
 from dynamo_lightning.allocation import prompt_features
 from dynamo_lightning.allocation.estimators import population as grid
+from dynamo_lightning.allocation.hidden_scores import LARGEST_SCORE
 from dynamo_lightning.allocation.records import BoolArray, FloatArray, IntArray
 from dynamo_lightning.errors import UserError
 
-FEATURES = tuple(prompt_features.FEATURES)
+FEATURES = (*prompt_features.FEATURES, prompt_features.HIDDEN_STATE)
 """Names of the features."""
 
 LEVELS = 256
-"""Values of a packed length, 0 being an unknown one."""
+"""Values of a packed length or score, 0 being an unknown one."""
 
 RESOLUTION = 16
-"""Levels per nat of a log-length: they are 6 % apart, and reach 8 million tokens."""
+"""Levels per nat of a log-length: they are 6 % apart, and reach 8 million tokens. Per logit of a score."""
 
 PRIOR_VARIANCE = 1.0
 """Prior variance of each coefficient, in logits²: of one standard deviation of the log-length, or of one data set."""
@@ -32,13 +33,18 @@ def packed(features: FloatArray, names: Sequence[str]) -> FloatArray:
     """Return each prompt's features as one integer below 2²⁴, exact in float32, `[num_prompts]`; 0 is unknown.
 
     Args:
-        features: `[num_prompts, num_features]`: `length` in nats, `dataset` as a code from 1 to 65,535.
+        features: `[num_prompts, num_features]`: `length` in nats, `dataset` as a code from 1 to 65,535, `hidden_state`
+            as a score in logits, NaN where it is unknown; it takes the place of a length.
         names: The features' names, `[num_features]`.
     """
     values = dict(zip(names, features.T, strict=True))
     code = np.zeros(len(features))
     if "length" in values:
         code += np.clip(1 + np.rint(values["length"] * RESOLUTION), 1, LEVELS - 1)
+    if prompt_features.HIDDEN_STATE in values:
+        score = values[prompt_features.HIDDEN_STATE] + LARGEST_SCORE
+        level = np.clip(1 + np.rint(np.where(np.isnan(score), 0.0, score) * RESOLUTION), 1, LEVELS - 1)
+        code += np.where(np.isnan(score), 0.0, level)
     if "dataset" in values:
         code += LEVELS * values["dataset"]
     return code

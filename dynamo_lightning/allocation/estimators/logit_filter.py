@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from dynamo_lightning.allocation.estimators import population as grid
-from dynamo_lightning.allocation.estimators.feature_offsets import FEATURES, FeatureOffsets, offset_derivatives, packed
+from dynamo_lightning.allocation.estimators.feature_offsets import (
+    FEATURES,
+    LEVELS,
+    FeatureOffsets,
+    offset_derivatives,
+    packed,
+)
 from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
+from dynamo_lightning.allocation.prompt_features import HIDDEN_STATE
 from dynamo_lightning.allocation.records import BoolArray, FloatArray
 from dynamo_lightning.errors import UserError
 
@@ -131,8 +138,9 @@ class LogitFilter(PooledEstimator):
             over iterations.
         prompt_drift: Standard deviation of a prompt's own step, in logits per RL iteration. The default makes the
             information of 16 rollouts at p = 1/2 count half after 100 iterations.
-        features: Features that say something of unseen prompts: `length`, the logarithm of the prompt's tokens, and
-            `dataset`, the data set that it is from. None by default.
+        features: Features that say something of unseen prompts: `length`, the logarithm of the prompt's tokens,
+            `dataset`, the data set that it is from, and in place of `length` `hidden_state`, a score made of what the
+            policy makes of the prompt, which takes a forward pass over it. None by default.
 
     Raises:
         UserError: If a drift is not positive and finite, or a feature is unknown or named twice.
@@ -169,6 +177,11 @@ class LogitFilter(PooledEstimator):
         names = [features] if isinstance(features, str) else list(features)
         if len(set(names)) < len(names) or not set(names) <= set(FEATURES):
             raise UserError(f"data.estimator.features={names} must be distinct names among {list(FEATURES)}")
+        if {"length", HIDDEN_STATE} <= set(names):
+            raise UserError(
+                f"data.estimator.features={names}: a hidden state knows the prompt's length already; leave one of "
+                "'length' and 'hidden_state' out"
+            )
         self.features = tuple(names)
         if names:
             self.columns = (*type(self).columns, "features")
@@ -182,7 +195,11 @@ class LogitFilter(PooledEstimator):
         """Return states with these features, `[num_prompts, num_features]`, in place of the remembered ones."""
         if not self.features:
             return state
-        return np.concatenate([state[:FEATURE_COLUMN], packed(features, self.features)[None]])
+        code = packed(features, self.features)
+        if HIDDEN_STATE in self.features:  # NaN: the score that the prompt had when it was unseen stays
+            unknown = np.isnan(features[:, self.features.index(HIDDEN_STATE)])
+            code = np.where(unknown, code + state[FEATURE_COLUMN] % LEVELS, code)
+        return np.concatenate([state[:FEATURE_COLUMN], code[None]])
 
     def adapted(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a checkpoint with other features without them: those of its prompts are unknown until visited."""
