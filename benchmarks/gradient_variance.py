@@ -5,7 +5,7 @@
 
 With `--task chain` the policy of `chain.yaml` takes the place of the quickstart's. The quickstart is run with equal
 groups of 8, at a learning rate that lets five epochs see it learn; at the quickstart's own, 1e-4, most of it is learned
-after two. Every arm's statistics watch its outcomes. After each epoch, when every prompt has 8, 16, 24, … earlier
+after two. Every arm's statistics see its outcomes. After each epoch, when every prompt has 8, 16, 24, … earlier
 rollouts, 64 prompts are drawn and each arm allocates a budget of 8 rollouts per prompt within the quickstart's bounds
 [2, 24] (a second table: 16 within [2, 64]). 1,024 fresh rollouts of each prompt are the reference: their gradients with
 respect to all parameters, sketched to 4,096 dimensions, their rewards.
@@ -22,12 +22,13 @@ paired with uniform; over checkpoints for the bias. The headline takes checkpoin
 
 Arms: `beta_posterior` and `arcsine_kalman` with the `rloo` rule; `paper_bernoulli` with the `proportional` one, as in
 the paper's code; `oracle`, the `rloo` rule told p(1 − p) of the reference; `oracle_gradient`, told each prompt's
-gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. `filter` is `LogitFilter` with
-the `rloo` rule. In mode `rloo+prompt_mean`, from the batches: `optimal_baseline`, the weighted leave-one-out baseline
-with the filter's sizes by `OptimalBaselineRule`; `optimal_baseline_history`, with the uniform run's own rewards as its
-prior and sizes from 1; both with equal groups (`…_uniform`); `history_oracle`, told p(1 − p). Prompts whose reference
-rewards are all equal have a gradient there, too: their scores are centred, so that ∇J is 0 for them. Statistics, rules,
-generator, reward, advantages and weights are the library's own.
+gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. `filter` is `LogitFilter` with the
+`rloo` rule, `filter_followers` the same with `all_follow: false`. Differences from `oracle` are paired with it. In mode
+`rloo+prompt_mean`, from the batches: `optimal_baseline`, the weighted leave-one-out baseline with the filter's sizes by
+`OptimalBaselineRule`; `optimal_baseline_history`, with the uniform run's own rewards as its prior and sizes from 1;
+both with equal groups (`…_uniform`); `history_oracle`, told p(1 − p). Prompts whose reference rewards are all equal
+have a gradient there, too: their scores are centred, so that ∇J is 0 for them. Statistics, rules, generator, reward,
+advantages and weights are the library's own.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from dynamo_lightning.allocation import BetaPosterior, RLOORule, UniformRule, allocate_rollouts
+from dynamo_lightning.allocation import BetaPosterior, Estimate, RLOORule, UniformRule, allocate_rollouts
 from dynamo_lightning.losses.weights import token_weights
 from dynamo_lightning.measure.moments import KernelMoments, leave_one_out_gradient
 from dynamo_lightning.policy.loading import PolicyConfig, load_policy
@@ -80,39 +81,32 @@ MAX_RESPONSE_LENGTH = TASKS["arithmetic"].max_response_length
 
 
 class Recorder(L.Callback):
-    """Shows every outcome to every arm's statistics, and takes a checkpoint after each epoch."""
+    """Takes a checkpoint after each epoch."""
 
     def __init__(self, seed: int, scale: Scale, advantage: WatchedRLOO) -> None:
         self.seed, self.num_prompts, self.advantage = seed, scale.num_prompts, advantage
-        task = TASKS[scale.task]
-        self.arms = {name: make_data(task, estimator()) for name, (estimator, _) in LEARNERS.items()}
         self.prompts: dict[int, Prompt] = {}
         self.iteration = 0
         self.checkpoints: list[Checkpoint] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Learn from the outcomes."""
+        """Take note of the prompts."""
         record = outputs["record"]
         self.prompts.update((prompt.prompt_id, prompt) for prompt in record.batch.prompts)
         self.iteration = record.batch.iteration + 1
-        for data in self.arms.values():
-            data.observe(record.batch, record.outcomes)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Draw the prompts and ask every arm about them."""
+        """Draw the prompts."""
         epoch = trainer.current_epoch + 1
-        visited = sorted(self.prompts)
-        ids = np.random.default_rng([self.seed, epoch]).permutation(visited)[: self.num_prompts].tolist()
+        ids = np.random.default_rng([self.seed, epoch]).permutation(sorted(self.prompts))[: self.num_prompts].tolist()
         self.checkpoints.append(
             Checkpoint(
                 self.seed,
                 epoch,
                 copy.deepcopy(pl_module.policy.state_dict()),
                 tuple(self.prompts[i] for i in ids),
-                {name: data.allocator.statistics.estimate(ids, self.iteration) for name, data in self.arms.items()},
                 tuple(part.numpy() for part in self.advantage.history.prior(torch.tensor(ids), self.iteration)),
                 self.iteration,
-                (np.array(visited), self.arms["filter"].allocator.statistics.estimate(visited, self.iteration)),
                 self.advantage.log.arrays(),
             )
         )
@@ -151,10 +145,11 @@ def measure(checkpoint: Checkpoint, scale: Scale, folder: Path | None = None) ->
     rates = np.array([reference.rewards @ reference.counts / scale.num_references for reference in references])
     whole = [reference.moments(reference.scores) for reference in references]
     head = [reference.moments(reference.head_scores) for reference in references]
+    estimates = {name: checkpoint.estimate(make()) for name, (make, _) in LEARNERS.items()}
     sizes = {
         (number, arm): groups
         for number, setting in enumerate(SETTINGS)
-        for arm, groups in allocate(checkpoint, rates, whole, *setting).items()
+        for arm, groups in allocate(checkpoint, estimates, rates, whole, *setting).items()
     }
     result = Measurement(checkpoint.seed, checkpoint.history, rates, sizes, whole, head)
     first = {arm: sizes[0, arm] for arm in (*ARMS, *BASELINE_ARMS)}
@@ -163,20 +158,26 @@ def measure(checkpoint: Checkpoint, scale: Scale, folder: Path | None = None) ->
 
 
 def allocate(
-    checkpoint: Checkpoint, rates: np.ndarray, moments: list[KernelMoments], mean: int, least: int, most: int
+    checkpoint: Checkpoint,
+    estimates: dict[str, Estimate],
+    rates: np.ndarray,
+    moments: list[KernelMoments],
+    mean: int,
+    least: int,
+    most: int,
 ) -> dict[str, np.ndarray]:
-    """Group sizes of every arm, `[num_prompts]` each."""
+    """Group sizes of every arm, `[num_prompts]` each; `estimates` by learner."""
     ids = [prompt.prompt_id for prompt in checkpoint.prompts]
     bounds = (mean * len(ids), least, most)
     sizes = {"uniform": allocate_rollouts(np.ones(len(ids)), ids, *bounds, UniformRule())}
     for arm, (_, rule) in LEARNERS.items():
-        sizes[arm] = allocate_rollouts(checkpoint.estimates[arm], ids, *bounds, rule)
+        sizes[arm] = allocate_rollouts(estimates[arm], ids, *bounds, rule)
     sizes["oracle"] = allocate_rollouts(rates * (1 - rates), ids, *bounds, RLOORule())
     # a/(n − 1) with the a that is right at the mean size; of a prompt that is hardly ever right it may come out < 0.
     known = np.maximum([m.variance(mean) * (mean - 1) for m in moments], 0)
     sizes["oracle_gradient"] = allocate_rollouts(known / max(known.max(), 1e-300), ids, *bounds, RLOORule())
     for arm, baseline in BASELINE_ARMS.items():
-        weights = rates * (1 - rates) if arm == "history_oracle" else checkpoint.estimates["filter"]
+        weights = rates * (1 - rates) if arm == "history_oracle" else estimates["filter"]
         low = max(baseline.rule.minimum_group_size, least if not baseline.uses_history else 1)
         sizes[arm] = allocate_rollouts(weights, ids, mean * len(ids), low, most, baseline.rule)
     permutation = np.random.default_rng([checkpoint.seed, checkpoint.epoch, 2]).permutation(len(ids))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dynamo_lightning.allocation import Estimate
+from dynamo_lightning.allocation import Estimate, PromptStatistics, VarianceEstimator
 from dynamo_lightning.distributed import derive_seed
 from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.measure.moments import KernelMoments, kernel_moments
@@ -31,24 +31,22 @@ from variance_tables import Scale
 from variance_tasks import ROLLOUTS_PER_PROMPT, TASKS
 
 T = TypeVar("T")
+SUCCESS_THRESHOLD = 0.5
+"""Least reward of a success, both configs'."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The uniform run after an epoch, and what each arm's statistics make of it."""
+    """The uniform run after an epoch."""
 
     seed: int
     epoch: int
     state: dict[str, torch.Tensor]
     prompts: tuple[Prompt, ...]
-    estimates: dict[str, Estimate]
-    """What each learner expects of the prompts."""
     prior: tuple[np.ndarray, ...]
     """Mean and weight of the prior of each prompt's baseline, `[num_prompts]` each."""
     iteration: int
     """The next one of the run."""
-    visited: tuple[np.ndarray, Estimate]
-    """All prompts visited so far, and what `filter` expects of them."""
     rollouts: dict[str, np.ndarray]
     """`iteration`, `prompt_id`, `reward` and `score_norm` of all rollouts of the run so far, `[num_rollouts]` each."""
 
@@ -56,6 +54,16 @@ class Checkpoint:
     def history(self) -> int:
         """Earlier rollouts of every prompt."""
         return self.epoch * ROLLOUTS_PER_PROMPT
+
+    def estimate(self, estimator: VarianceEstimator) -> Estimate:
+        """What an estimator expects of the prompts after all outcomes of the run, an iteration at a time."""
+        statistics, iterations = PromptStatistics(estimator), self.rollouts["iteration"]
+        for iteration in np.unique(iterations).tolist():
+            rows = iterations == iteration
+            ids, index = np.unique(self.rollouts["prompt_id"][rows], return_inverse=True)
+            successes = np.bincount(index, self.rollouts["reward"][rows] >= SUCCESS_THRESHOLD)
+            statistics.observe(ids, successes, np.bincount(index), iteration)
+        return statistics.estimate([prompt.prompt_id for prompt in self.prompts], self.iteration)
 
 
 @dataclass

@@ -31,7 +31,7 @@ class Followers(NamedTuple):
     """
 
     log_likelihood: FloatArray
-    """Of each candidate, older iterations discounted, `[2, num_shares]`; row 1 is that of easy prompts."""
+    """That of each candidate, older iterations discounted, `[2, num_shares]`; row 1 is that of easy prompts."""
 
     @classmethod
     def initial(cls) -> Followers:

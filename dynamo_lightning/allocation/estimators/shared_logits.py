@@ -1,4 +1,4 @@
-"""What all prompts of a `LogitFilter` have in common, in one vector."""
+"""The numbers that all prompts of a `LogitFilter` have in common, in one vector."""
 
 from __future__ import annotations
 
