@@ -55,15 +55,17 @@ class Checkpoint:
         """Earlier rollouts of every prompt."""
         return self.epoch * ROLLOUTS_PER_PROMPT
 
-    def estimate(self, estimator: VarianceEstimator) -> Estimate:
-        """What an estimator expects of the prompts after all outcomes of the run, an iteration at a time."""
+    def estimate(self, estimator: VarianceEstimator, prompt_ids: np.ndarray | None = None) -> Estimate:
+        """An estimator's expectations after all outcomes of the run: of the prompts, or of those with these ids."""
         statistics, iterations = PromptStatistics(estimator), self.rollouts["iteration"]
         for iteration in np.unique(iterations).tolist():
             rows = iterations == iteration
             ids, index = np.unique(self.rollouts["prompt_id"][rows], return_inverse=True)
             successes = np.bincount(index, self.rollouts["reward"][rows] >= SUCCESS_THRESHOLD)
             statistics.observe(ids, successes, np.bincount(index), iteration)
-        return statistics.estimate([prompt.prompt_id for prompt in self.prompts], self.iteration)
+        if prompt_ids is None:
+            prompt_ids = np.array([prompt.prompt_id for prompt in self.prompts])
+        return statistics.estimate(prompt_ids, self.iteration)
 
 
 @dataclass
