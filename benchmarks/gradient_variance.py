@@ -23,12 +23,12 @@ paired with uniform; over checkpoints for the bias. The headline takes checkpoin
 Arms: `beta_posterior` and `arcsine_kalman` with the `rloo` rule; `paper_bernoulli` with the `proportional` one, as in
 the paper's code; `oracle`, the `rloo` rule told p(1 − p) of the reference; `oracle_gradient`, told each prompt's
 gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. `filter` is `LogitFilter` with the
-`rloo` rule, `filter_followers` the same with `all_follow: false`. Differences from `oracle` are paired with it. In mode
-`rloo+prompt_mean`, from the batches: `optimal_baseline`, the weighted leave-one-out baseline with the filter's sizes by
-`OptimalBaselineRule`; `optimal_baseline_history`, with the uniform run's own rewards as its prior and sizes from 1;
-both with equal groups (`…_uniform`); `history_oracle`, told p(1 − p). Prompts whose reference rewards are all equal
-have a gradient there, too: their scores are centred, so that ∇J is 0 for them. Statistics, rules, generator, reward,
-advantages and weights are the library's own.
+`rloo` rule, `filter_followers` the same with `all_follow: false`, `score_ratio` that with `ScoreRatioRule(0.1)`.
+Differences from `oracle` are paired with it. In mode `rloo+prompt_mean`, from the batches: `optimal_baseline`, the
+weighted leave-one-out baseline with the filter's sizes by `OptimalBaselineRule`; `optimal_baseline_history`, with the
+uniform run's own rewards as its prior and sizes from 1; both with equal groups (`…_uniform`); `history_oracle`, told
+p(1 − p). Prompts whose reference rewards are all equal have a gradient there, too: their scores are centred, so that ∇J
+is 0 for them. Statistics, rules, generator, reward, advantages and weights are the library's own.
 """
 
 from __future__ import annotations

@@ -27,7 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from dynamo_lightning.allocation import BetaPosterior, Estimate, LogitFilter, RLOORule, allocate_rollouts
+from dynamo_lightning.allocation import (
+    BetaPosterior,
+    Estimate,
+    LogitFilter,
+    RLOORule,
+    ScoreRatioRule,
+    allocate_rollouts,
+)
 from dynamo_lightning.measure.moments import KernelMoments
 
 sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
@@ -104,6 +111,7 @@ class Cell:
                 f"{name}: E[p(1 − p)]": estimate.bernoulli_variance,
                 f"{name}: at least 0.05": np.maximum(estimate.bernoulli_variance, 0.05),
                 f"{name}: its root": estimate.bernoulli_variance**0.5,
+                f"{name}: score ratio 0.1": ScoreRatioRule(0.1).variance(estimate),
                 f"{name}: E[p²(1 − p)]": chances @ (RATES**2 * (1 - RATES)),
                 f"{name}: S(p) of w": chances @ (RATES * (1 - RATES) * ((1 - RATES) * s[1] + RATES * s[0])),
             }

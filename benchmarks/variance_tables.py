@@ -20,6 +20,7 @@ from dynamo_lightning.allocation import (
     PaperBernoulli,
     ProportionalRule,
     RLOORule,
+    ScoreRatioRule,
     VarianceEstimator,
     best_variance_ratio,
 )
@@ -34,6 +35,7 @@ LEARNERS: dict[str, tuple[Callable[[], VarianceEstimator], AllocationRule]] = {
     "paper_bernoulli": (PaperBernoulli, ProportionalRule()),
     "filter": (LogitFilter, RLOORule()),
     "filter_followers": (partial(LogitFilter, all_follow=False), RLOORule()),
+    "score_ratio": (partial(LogitFilter, all_follow=False), ScoreRatioRule(0.1)),
 }
 ARMS = ("uniform", *LEARNERS, "oracle", "oracle_gradient", "random_matched")
 KINDS = {

@@ -225,6 +225,7 @@ ARMS = (
     "paper_bernoulli",
     "filter",
     "filter_followers",
+    "score_ratio",
     "oracle",
     "oracle_gradient",
     "random_matched",
