@@ -281,6 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--references", type=int, default=Scale.num_references, help="rollouts of each of them")
     parser.add_argument("--seeds", type=int, default=Scale.num_seeds, help="uniform runs")
     parser.add_argument("--epochs", type=int, default=Scale.num_epochs, help="checkpoints of each, at least 2")
+    parser.add_argument("--histories", type=int, nargs="+", help="measure only after so many earlier rollouts of each")
     parser.add_argument("--learning_rate", type=float, default=Scale.learning_rate, help="of the uniform runs")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="processes, a thread each")
     parser.add_argument("--keep", type=Path, help="folder that keeps runs and rollouts, so that a repeated call, which "
@@ -300,7 +301,10 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with workers(1 if options.quick else options.processes) as run:
         runs = run(partial(train, scale=scale, folder=options.keep), range(scale.num_seeds))
-        checkpoints = [checkpoint for found in runs for checkpoint in found]
+        wanted = options.histories
+        checkpoints = [
+            checkpoint for found in runs for checkpoint in found if not wanted or checkpoint.history in wanted
+        ]
         cells = list(run(partial(measure, scale=scale, folder=options.keep), checkpoints))
     records = summarise(cells, scale)
     print_header(scale, options.processes, time.perf_counter() - start)
