@@ -63,7 +63,7 @@ ESTIMATORS: dict[str, Callable[[], VarianceEstimator]] = {
     "arcsine_kalman": ArcsineKalman,
     "paper_bernoulli": PaperBernoulli,
     "logit_filter": LogitFilter,
-    "logit_filter_followers": lambda: LogitFilter(all_follow=False),
+    "filter_followers": lambda: LogitFilter(all_follow=False),
 }
 RULES: dict[str, AllocationRule] = {
     "rloo": RLOORule(),
