@@ -63,6 +63,7 @@ ESTIMATORS: dict[str, Callable[[], VarianceEstimator]] = {
     "arcsine_kalman": ArcsineKalman,
     "paper_bernoulli": PaperBernoulli,
     "logit_filter": LogitFilter,
+    "filter_followers": lambda: LogitFilter(all_follow=False),
 }
 RULES: dict[str, AllocationRule] = {
     "rloo": RLOORule(),

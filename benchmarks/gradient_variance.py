@@ -5,7 +5,7 @@
 
 With `--task chain` the policy of `chain.yaml` takes the place of the quickstart's. The quickstart is run with equal
 groups of 8, at a learning rate that lets five epochs see it learn; at the quickstart's own, 1e-4, most of it is learned
-after two. Every arm's statistics watch its outcomes. After each epoch, when every prompt has 8, 16, 24, … earlier
+after two. Every arm's statistics see its outcomes. After each epoch, when every prompt has 8, 16, 24, … earlier
 rollouts, 64 prompts are drawn and each arm allocates a budget of 8 rollouts per prompt within the quickstart's bounds
 [2, 24] (a second table: 16 within [2, 64]). 1,024 fresh rollouts of each prompt are the reference: their gradients with
 respect to all parameters, sketched to 4,096 dimensions, their rewards.
@@ -22,12 +22,13 @@ paired with uniform; over checkpoints for the bias. The headline takes checkpoin
 
 Arms: `beta_posterior` and `arcsine_kalman` with the `rloo` rule; `paper_bernoulli` with the `proportional` one, as in
 the paper's code; `oracle`, the `rloo` rule told p(1 − p) of the reference; `oracle_gradient`, told each prompt's
-gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. `filter` is `LogitFilter` with
-the `rloo` rule. In mode `rloo+prompt_mean`, from the batches: `optimal_baseline`, the weighted leave-one-out baseline
-with the filter's sizes by `OptimalBaselineRule`; `optimal_baseline_history`, with the uniform run's own rewards as its
-prior and sizes from 1; both with equal groups (`…_uniform`); `history_oracle`, told p(1 − p). Prompts whose reference
-rewards are all equal have a gradient there, too: their scores are centred, so that ∇J is 0 for them. Statistics, rules,
-generator, reward, advantages and weights are the library's own.
+gradient variance instead; `random_matched`, the sizes of `beta_posterior`, permuted. `filter` is `LogitFilter` with the
+`rloo` rule, `filter_followers` the same with `all_follow: false`, `score_ratio` that with `ScoreRatioRule(0.1)`.
+Differences from `oracle` are paired with it. In mode `rloo+prompt_mean`, from the batches: `optimal_baseline`, the
+weighted leave-one-out baseline with the filter's sizes by `OptimalBaselineRule`; `optimal_baseline_history`, with the
+uniform run's own rewards as its prior and sizes from 1; both with equal groups (`…_uniform`); `history_oracle`, told
+p(1 − p). Prompts whose reference rewards are all equal have a gradient there, too: their scores are centred, so that ∇J
+is 0 for them. Statistics, rules, generator, reward, advantages and weights are the library's own.
 """
 
 from __future__ import annotations
@@ -38,9 +39,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from multiprocessing.util import Finalize
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,15 @@ import numpy as np
 import torch
 
 from dynamo_lightning.allocation import BetaPosterior, Estimate, RLOORule, UniformRule, allocate_rollouts
-from dynamo_lightning.distributed import derive_seed
-from dynamo_lightning.engines.transformers import TransformersEngine
 from dynamo_lightning.losses.weights import token_weights
-from dynamo_lightning.measure.moments import KernelMoments, kernel_moments, leave_one_out_gradient
-from dynamo_lightning.measure.scores import head_scores, parameter_scores
-from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_tokenizer
-from dynamo_lightning.rewards.scorer import RewardScorer, ScoringConfig
-from dynamo_lightning.rollout.runner import sample_rollouts
-from dynamo_lightning.types import Prompt, Rollout, RolloutRequest
+from dynamo_lightning.measure.moments import KernelMoments, leave_one_out_gradient
+from dynamo_lightning.policy.loading import PolicyConfig, load_policy
+from dynamo_lightning.types import Prompt
 
 sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
 
-from variance_baselines import BASELINE_ARMS, BaselineArm, baseline_advantages, score_norms
+from variance_baselines import BASELINE_ARMS, BaselineArm, baseline_advantages
+from variance_references import Checkpoint, Reference, kept, sample_references
 from variance_tables import (
     ARMS,
     LEARNERS,
@@ -75,55 +71,32 @@ from variance_tables import (
     print_tables,
     summarise,
 )
-from variance_tasks import ROLLOUTS_PER_PROMPT, TASKS, WatchedRLOO, make_data, make_module, make_trainer
+from variance_tasks import TASKS, WatchedRLOO, make_data, make_module, make_trainer
 from workers import quiet, workers
 
 MAX_RESPONSE_LENGTH = TASKS["arithmetic"].max_response_length
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The uniform run after an epoch, and what each arm's statistics make of it."""
-
-    seed: int
-    epoch: int
-    state: dict[str, torch.Tensor]
-    prompts: tuple[Prompt, ...]
-    variances: dict[str, np.ndarray]
-    """Each learner's expected p(1 − p), `[num_prompts]`."""
-    prior: tuple[np.ndarray, ...] = ()
-    """Mean and weight of the prior of each prompt's baseline, `[num_prompts]` each."""
-
-    @property
-    def history(self) -> int:
-        """Earlier rollouts of every prompt."""
-        return self.epoch * ROLLOUTS_PER_PROMPT
 
 
 # --- the uniform run --------------------------------------------------------------------------------------------------
 
 
 class Recorder(L.Callback):
-    """Shows every outcome to every arm's statistics, and takes a checkpoint after each epoch."""
+    """Takes a checkpoint after each epoch."""
 
     def __init__(self, seed: int, scale: Scale, advantage: WatchedRLOO) -> None:
         self.seed, self.num_prompts, self.advantage = seed, scale.num_prompts, advantage
-        task = TASKS[scale.task]
-        self.arms = {name: make_data(task, estimator()) for name, (estimator, _) in LEARNERS.items()}
         self.prompts: dict[int, Prompt] = {}
         self.iteration = 0
         self.checkpoints: list[Checkpoint] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Learn from the outcomes."""
+        """Take note of the prompts."""
         record = outputs["record"]
         self.prompts.update((prompt.prompt_id, prompt) for prompt in record.batch.prompts)
         self.iteration = record.batch.iteration + 1
-        for data in self.arms.values():
-            data.observe(record.batch, record.outcomes)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Draw the prompts and ask every arm about them."""
+        """Draw the prompts."""
         epoch = trainer.current_epoch + 1
         ids = np.random.default_rng([self.seed, epoch]).permutation(sorted(self.prompts))[: self.num_prompts].tolist()
         self.checkpoints.append(
@@ -132,17 +105,20 @@ class Recorder(L.Callback):
                 epoch,
                 copy.deepcopy(pl_module.policy.state_dict()),
                 tuple(self.prompts[i] for i in ids),
-                {
-                    name: data.allocator.statistics.estimate(ids, self.iteration).bernoulli_variance
-                    for name, data in self.arms.items()
-                },
                 tuple(part.numpy() for part in self.advantage.history.prior(torch.tensor(ids), self.iteration)),
+                self.iteration,
+                self.advantage.log.arrays(),
             )
         )
 
 
-def train(seed: int, scale: Scale) -> list[Checkpoint]:
+def train(seed: int, scale: Scale, folder: Path | None = None) -> list[Checkpoint]:
     """Run the task with equal groups; return a checkpoint for each epoch."""
+    return kept(folder, f"checkpoints_{seed}", lambda: run_uniform(seed, scale))
+
+
+def run_uniform(seed: int, scale: Scale) -> list[Checkpoint]:
+    """The same, without looking for one that was kept."""
     quiet()
     L.seed_everything(seed, verbose=False)
     task, advantage = TASKS[scale.task], WatchedRLOO()
@@ -156,92 +132,24 @@ def train(seed: int, scale: Scale) -> list[Checkpoint]:
 # --- a checkpoint -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Reference:
-    """The reference rollouts of one prompt; equal responses are kept once."""
-
-    responses: list[Rollout]
-    """`[num_distinct]`."""
-    index: np.ndarray
-    """Which response each rollout is, `[num_references]`."""
-    rewards: np.ndarray
-    """`[num_distinct]`."""
-    scores: np.ndarray | None = None
-    """Sketched gradients, `[num_distinct, num_dimensions]`; None if all rewards are equal and no baseline is known."""
-    head_scores: np.ndarray | None = None
-    norms: np.ndarray | None = None
-    """Squared logit gradients of the responses, `[num_distinct]`."""
-    prior: tuple[float, float] = (0.0, 0.0)
-    """Mean and weight of the prior of the prompt's baseline."""
-
-    @property
-    def counts(self) -> np.ndarray:
-        """How often each response came, `[num_distinct]`."""
-        return np.bincount(self.index, minlength=len(self.responses))
-
-    def moments(self, scores: np.ndarray | None) -> KernelMoments:
-        """What the exact variance of the leave-one-out gradient follows from."""
-        return KernelMoments(0, 0, 0) if scores is None else kernel_moments(self.rewards, scores, self.counts)
-
-
-@cache
-def scorer(task: str) -> RewardScorer:
-    """One for each process: its worker remembers the answers that it has judged."""
-    pool = RewardScorer(TASKS[task].reward(), ScoringConfig(num_workers=1))
-    pool.start()
-    Finalize(None, pool.close, exitpriority=10)  # `atexit` is for the main process; others would wait for its worker
-    return pool
-
-
-def sample_references(policy: Any, checkpoint: Checkpoint, scale: Scale) -> list[Reference]:
-    """Sample, score and differentiate the reference rollouts of the checkpoint's prompts."""
-    key, task = (checkpoint.seed, "reference", checkpoint.epoch), TASKS[scale.task]
-    requests = [
-        RolloutRequest(prompt, index, derive_seed(*key, prompt.prompt_id, index))
-        for prompt in checkpoint.prompts
-        for index in range(scale.num_references)
-    ]
-    engine, tokenizer = TransformersEngine(batch_size=256), load_tokenizer(task.model)
-    rollouts = sample_rollouts(
-        engine, policy, tokenizer, requests, max_response_length=task.max_response_length, temperature=1.0
-    )
-    references = []
-    for start in range(0, len(rollouts), scale.num_references):
-        own = rollouts[start : start + scale.num_references]
-        distinct = {tuple(rollout.token_ids.tolist()): rollout for rollout in own}
-        row = {tokens: number for number, tokens in enumerate(distinct)}
-        index = np.array([row[tuple(rollout.token_ids.tolist())] for rollout in own])
-        references.append(Reference(list(distinct.values()), index, np.zeros(len(distinct))))
-    scored = iter(scorer(scale.task).score([response for reference in references for response in reference.responses]))
-    for reference in references:
-        reference.rewards = np.array([next(scored).reward for _ in reference.responses])
-    for reference, mean, weight in zip(references, *checkpoint.prior, strict=True):
-        seed = derive_seed(*key)
-        responses = reference.responses
-        sketch = parameter_scores(policy, responses, num_dimensions=scale.num_dimensions, temperature=1.0, seed=seed)
-        reference.scores = (sketch - torch.from_numpy(reference.counts).float() @ sketch / scale.num_references).numpy()
-        reference.norms = score_norms(policy, responses, task.updates)
-        reference.prior = float(mean), float(weight)
-        if np.ptp(reference.rewards):
-            options: dict[str, Any] = {"num_projections": 256, "temperature": 1.0, "seed": seed}
-            head = head_scores(policy, responses, responses[0], task.updates, **options)
-            reference.head_scores = head.numpy()
-    return references
-
-
-def measure(checkpoint: Checkpoint, scale: Scale) -> Measurement:
+def measure(checkpoint: Checkpoint, scale: Scale, folder: Path | None = None) -> Measurement:
     """Measure variance and bias of every arm and mode at a checkpoint."""
     quiet()
-    policy = load_policy(TASKS[scale.task].model, PolicyConfig(attn_implementation="eager")).eval()
-    policy.load_state_dict(checkpoint.state)
-    references = sample_references(policy, checkpoint, scale)
+
+    def sample() -> list[Reference]:
+        policy = load_policy(TASKS[scale.task].model, PolicyConfig(attn_implementation="eager")).eval()
+        policy.load_state_dict(checkpoint.state)
+        return sample_references(policy, checkpoint, scale)
+
+    references = kept(folder, f"references_{checkpoint.seed}_{checkpoint.epoch}", sample)
     rates = np.array([reference.rewards @ reference.counts / scale.num_references for reference in references])
     whole = [reference.moments(reference.scores) for reference in references]
     head = [reference.moments(reference.head_scores) for reference in references]
+    estimates = {name: checkpoint.estimate(make()) for name, (make, _) in LEARNERS.items()}
     sizes = {
         (number, arm): groups
         for number, setting in enumerate(SETTINGS)
-        for arm, groups in allocate(checkpoint, rates, whole, *setting).items()
+        for arm, groups in allocate(checkpoint, estimates, rates, whole, *setting).items()
     }
     result = Measurement(checkpoint.seed, checkpoint.history, rates, sizes, whole, head)
     first = {arm: sizes[0, arm] for arm in (*ARMS, *BASELINE_ARMS)}
@@ -250,21 +158,26 @@ def measure(checkpoint: Checkpoint, scale: Scale) -> Measurement:
 
 
 def allocate(
-    checkpoint: Checkpoint, rates: np.ndarray, moments: list[KernelMoments], mean: int, least: int, most: int
+    checkpoint: Checkpoint,
+    estimates: dict[str, Estimate],
+    rates: np.ndarray,
+    moments: list[KernelMoments],
+    mean: int,
+    least: int,
+    most: int,
 ) -> dict[str, np.ndarray]:
-    """Group sizes of every arm, `[num_prompts]` each."""
+    """Group sizes of every arm, `[num_prompts]` each; `estimates` by learner."""
     ids = [prompt.prompt_id for prompt in checkpoint.prompts]
     bounds = (mean * len(ids), least, most)
     sizes = {"uniform": allocate_rollouts(np.ones(len(ids)), ids, *bounds, UniformRule())}
     for arm, (_, rule) in LEARNERS.items():
-        sizes[arm] = allocate_rollouts(checkpoint.variances[arm], ids, *bounds, rule)
+        sizes[arm] = allocate_rollouts(estimates[arm], ids, *bounds, rule)
     sizes["oracle"] = allocate_rollouts(rates * (1 - rates), ids, *bounds, RLOORule())
     # a/(n − 1) with the a that is right at the mean size; of a prompt that is hardly ever right it may come out < 0.
     known = np.maximum([m.variance(mean) * (mean - 1) for m in moments], 0)
     sizes["oracle_gradient"] = allocate_rollouts(known / max(known.max(), 1e-300), ids, *bounds, RLOORule())
-    filtered = Estimate(np.full(len(ids), np.nan), checkpoint.variances["filter"], np.zeros(len(ids), dtype=bool))
     for arm, baseline in BASELINE_ARMS.items():
-        weights = rates * (1 - rates) if arm == "history_oracle" else filtered
+        weights = rates * (1 - rates) if arm == "history_oracle" else estimates["filter"]
         low = max(baseline.rule.minimum_group_size, least if not baseline.uses_history else 1)
         sizes[arm] = allocate_rollouts(weights, ids, mean * len(ids), low, most, baseline.rule)
     permutation = np.random.default_rng([checkpoint.seed, checkpoint.epoch, 2]).permutation(len(ids))
@@ -368,8 +281,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--references", type=int, default=Scale.num_references, help="rollouts of each of them")
     parser.add_argument("--seeds", type=int, default=Scale.num_seeds, help="uniform runs")
     parser.add_argument("--epochs", type=int, default=Scale.num_epochs, help="checkpoints of each, at least 2")
+    parser.add_argument("--histories", type=int, nargs="+", help="measure only after so many earlier rollouts of each")
     parser.add_argument("--learning_rate", type=float, default=Scale.learning_rate, help="of the uniform runs")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="processes, a thread each")
+    parser.add_argument("--keep", type=Path, help="folder that keeps runs and rollouts, so that a repeated call, which "
+                        "must have the same options, only computes what is missing")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.epochs < 2 or options.seeds < 1:
         parser.error("at least 2 epochs (16 earlier rollouts) of 1 seed are needed")
@@ -384,8 +300,12 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.perf_counter()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with workers(1 if options.quick else options.processes) as run:
-        runs = run(partial(train, scale=scale), range(scale.num_seeds))
-        cells = list(run(partial(measure, scale=scale), [checkpoint for found in runs for checkpoint in found]))
+        runs = run(partial(train, scale=scale, folder=options.keep), range(scale.num_seeds))
+        wanted = options.histories
+        checkpoints = [
+            checkpoint for found in runs for checkpoint in found if not wanted or checkpoint.history in wanted
+        ]
+        cells = list(run(partial(measure, scale=scale, folder=options.keep), checkpoints))
     records = summarise(cells, scale)
     print_header(scale, options.processes, time.perf_counter() - start)
     print_tables(cells, records, scale)

@@ -20,6 +20,7 @@ from dynamo_lightning.allocation import (
     PaperBernoulli,
     ProportionalRule,
     RLOORule,
+    ScoreRatioRule,
     VarianceEstimator,
     best_variance_ratio,
 )
@@ -33,6 +34,8 @@ LEARNERS: dict[str, tuple[Callable[[], VarianceEstimator], AllocationRule]] = {
     "arcsine_kalman": (ArcsineKalman, RLOORule()),
     "paper_bernoulli": (PaperBernoulli, ProportionalRule()),
     "filter": (LogitFilter, RLOORule()),
+    "filter_followers": (partial(LogitFilter, all_follow=False), RLOORule()),
+    "score_ratio": (partial(LogitFilter, all_follow=False), ScoreRatioRule(0.1)),
 }
 ARMS = ("uniform", *LEARNERS, "oracle", "oracle_gradient", "random_matched")
 KINDS = {
@@ -131,6 +134,16 @@ def ratio_to_uniform(
     return float(np.mean(above.sum(1) / below.sum(1))), *interval(np.array(resampled))
 
 
+def difference_to(
+    arm: list[np.ndarray], other: list[np.ndarray], uniform: list[np.ndarray], num_resamples: int
+) -> tuple[float, float, float]:
+    """Mean over checkpoints of (Σ arm − Σ other)/Σ uniform with its interval, resampled as in `ratio_to_uniform`."""
+    ratio, low, high = ratio_to_uniform(
+        [a - b + c for a, b, c in zip(arm, other, uniform, strict=True)], uniform, num_resamples
+    )
+    return ratio - 1, low - 1, high - 1
+
+
 def relative_bias(squares: list[float], num_resamples: int) -> tuple[float, float, float]:
     """Signed root of the mean squared bias with its interval, checkpoints resampled."""
     rng, values = np.random.default_rng(0), np.array(squares)
@@ -190,6 +203,26 @@ def print_exact(cells: list[Measurement], kind: str, setting: int, scale: Scale)
         print(f"{arm:16}" + "".join(f"{shown(*ratio):>24}" for ratio in ratios))
 
 
+def print_differences(cells: list[Measurement], scale: Scale) -> None:
+    """Print how far the exact ratio of every arm lies above that of `oracle`, by setting."""
+    print("\nExact variance ratio above that of oracle, paired, 16 and more earlier rollouts")
+    print(f"{'':16}" + "".join(f"{f'mean {mean}, sizes [{least}, {most}]':>28}" for mean, least, most in SETTINGS))
+    for arm in ARMS:
+        shown_values = [
+            shown(
+                *difference_to(
+                    *(
+                        [cell.variances("gradient", number, name) for cell in cells]
+                        for name in (arm, "oracle", "uniform")
+                    ),
+                    scale.num_resamples,
+                )
+            )
+            for number in range(len(SETTINGS))
+        ]
+        print(f"{arm:16}" + "".join(f"{value:>28}" for value in shown_values))
+
+
 def print_header(scale: Scale, num_processes: int, seconds: float) -> None:
     """Print what was measured and on what."""
     print(
@@ -216,6 +249,7 @@ def print_tables(cells: list[Measurement], records: list[dict[str, Any]], scale:
         bias = relative_bias([cell.squared_bias[mode, arm] for cell in headline], scale.num_resamples)
         length = np.mean([cell.length[mode, arm] for cell in headline])
         print(f"{mode:18}{arm:16}{shown(*ratio):>24}{shown(*bias):>28}{length:17.3f}")
+    print_differences(headline, scale)
     for kind in ("head", "model"):
         print_exact(cells, kind, 0, scale)
     print("\n16 and more earlier rollouts: share of prompts by success rate; of Σ p(1 − p); of the variance")

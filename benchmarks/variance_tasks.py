@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -65,6 +66,28 @@ TASKS = {
 """By name: those of `quickstart.yaml` and `chain.yaml`."""
 
 
+class RolloutLog:
+    """Iteration, prompt, reward and squared score norm of every rollout of a run."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, np.ndarray]] = []
+
+    def add(self, scored: GroupedRewards, score_norms: Tensor) -> None:
+        """Remember a batch."""
+        self.batches.append(
+            {
+                "iteration": np.full(len(score_norms), scored.iteration),
+                "prompt_id": scored.prompt_ids.numpy().copy(),
+                "reward": scored.rewards.double().numpy().copy(),
+                "score_norm": score_norms.double().numpy().copy(),
+            }
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name, `[num_rollouts]` each."""
+        return {name: np.concatenate([batch[name] for batch in self.batches]) for name in self.batches[0]}
+
+
 class WatchedRLOO(RLOO):
     """Leave-one-out advantages of the uniform run, while a history of baselines watches its rollouts."""
 
@@ -72,11 +95,13 @@ class WatchedRLOO(RLOO):
 
     def __init__(self) -> None:
         self.history = BaselineHistory(HALF_LIFE, population_rollouts=4.0)
+        self.log = RolloutLog()
 
     @override
     def of(self, scored: GroupedRewards, score_norms: Tensor | None = None) -> Tensor:
         assert score_norms is not None
         self.history.observe(scored.rewards.double(), score_norms, scored.prompt_ids, scored.iteration)
+        self.log.add(scored, score_norms)
         return super().of(scored)
 
 

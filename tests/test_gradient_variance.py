@@ -224,6 +224,8 @@ ARMS = (
     "arcsine_kalman",
     "paper_bernoulli",
     "filter",
+    "filter_followers",
+    "score_ratio",
     "oracle",
     "oracle_gradient",
     "random_matched",
@@ -316,6 +318,36 @@ def test_batches_of_weighted_baselines_have_less_variance_and_no_bias(benchmark,
     assert ("grpo+prompt_mean", "history_uniform") not in result.deviations
 
 
+def test_estimates_are_those_of_all_outcomes_an_iteration_at_a_time(benchmark, make_prompt):
+    from dynamo_lightning.allocation import LogitFilter, PromptStatistics
+
+    prompts = tuple(make_prompt(number) for number in range(2))
+    ids = np.array([prompt.prompt_id for prompt in prompts])
+    rollouts = {
+        "iteration": np.array([0, 0, 0, 3, 3, 3]),
+        "prompt_id": ids[[0, 1, 0, 1, 1, 1]],
+        "reward": np.array([1.0, 0.0, 0.0, 1.0, 1.0, 0.0]),
+        "score_norm": np.ones(6),
+    }
+    checkpoint = benchmark.Checkpoint(0, 1, {}, prompts, (), 4, rollouts)
+    statistics = PromptStatistics(LogitFilter())
+    statistics.observe(ids, [1, 0], [2, 1], 0)
+    statistics.observe(ids[1:], [2], [3], 3)
+    expected = statistics.estimate(ids, 4).bernoulli_variance
+    np.testing.assert_allclose(checkpoint.estimate(LogitFilter()).bernoulli_variance, expected)
+
+
+def test_what_is_kept_is_not_made_again(benchmark, tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"value": len(made)}
+
+    assert [benchmark.kept(tmp_path / "kept", "name", make) for _ in range(2)] == [{"value": 1}] * 2
+    assert benchmark.kept(None, "name", make) == {"value": 2}
+
+
 @pytest.fixture
 def tables(benchmark):
     return sys.modules["variance_tables"]
@@ -333,3 +365,10 @@ def test_a_ratio_s_interval_is_paired(tables):
 def test_bias_is_the_signed_root_of_its_mean_square(tables):
     assert tables.relative_bias([0.04, 0.04], 100) == pytest.approx((0.2, 0.2, 0.2))
     assert tables.relative_bias([-0.0004] * 3, 100) == pytest.approx((-0.02, -0.02, -0.02))
+
+
+def test_a_difference_is_that_of_the_ratios(tables):
+    rng = np.random.default_rng(0)
+    uniform = [rng.lognormal(size=50) for _ in range(6)]
+    arm, other = [0.75 * values for values in uniform], [0.5 * values for values in uniform]
+    assert tables.difference_to(arm, other, uniform, 200) == pytest.approx((0.25, 0.25, 0.25))

@@ -25,6 +25,7 @@ from dynamo_lightning.allocation.rules import (
     SignalRule,
     UniformRule,
 )
+from dynamo_lightning.allocation.score_ratio_rule import ScoreRatioRule
 from dynamo_lightning.allocation.statistics import PromptStatistics
 from dynamo_lightning.allocation.variance import (
     best_variance_ratio,
@@ -53,6 +54,7 @@ __all__ = [
     "RLOORule",
     "ReinforceAdaRule",
     "RolloutBudget",
+    "ScoreRatioRule",
     "SignalRule",
     "UniformRule",
     "VarianceEstimator",

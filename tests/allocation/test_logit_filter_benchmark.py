@@ -94,7 +94,7 @@ def test_the_benchmark_makes_such_tables_and_keeps_the_others(benchmark, monkeyp
     benchmark.main()
     results = json.loads(path.read_text())
     assert set(results) == {"cost", "variance", "drift", "population"}
-    assert len(results["drift"]) == 6 and len(results["population"]) == 16
+    assert len(results["drift"]) == 7 and len(results["population"]) == 16
     shown = capsys.readouterr().out
     assert "Table drift" in shown and "Table population" in shown
 

@@ -29,6 +29,23 @@ LARGEST_STEP = 1.0
 """Largest change of a coefficient in one iteration, in logits."""
 
 
+def checked_names(features: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of features that an estimator was given.
+
+    Raises:
+        UserError: If one is unknown or named twice, or two are in each other's place.
+    """
+    names = [features] if isinstance(features, str) else list(features)
+    if len(set(names)) < len(names) or not set(names) <= set(FEATURES):
+        raise UserError(f"data.estimator.features={names} must be distinct names among {list(FEATURES)}")
+    if {"length", prompt_features.HIDDEN_STATE} <= set(names):
+        raise UserError(
+            f"data.estimator.features={names}: a hidden state knows the prompt's length already; leave one of "
+            "'length' and 'hidden_state' out"
+        )
+    return tuple(names)
+
+
 def packed(features: FloatArray, names: Sequence[str]) -> FloatArray:
     """Return each prompt's features as one integer below 2²⁴, exact in float32, `[num_prompts]`; 0 is unknown.
 

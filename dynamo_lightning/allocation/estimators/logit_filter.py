@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,19 +12,23 @@ from torch import Tensor
 
 from dynamo_lightning.allocation.estimators import population as grid
 from dynamo_lightning.allocation.estimators.feature_offsets import (
-    FEATURES,
     LEVELS,
     FeatureOffsets,
+    checked_names,
     offset_derivatives,
     packed,
 )
+from dynamo_lightning.allocation.estimators.followers import PACKED_LENGTH, Followers, mean_drift
 from dynamo_lightning.allocation.estimators.pooled import PooledEstimator
+from dynamo_lightning.allocation.estimators.shared_logits import (
+    FEATURE_COLUMN,
+    PATH_LENGTH,
+    SHARED_LENGTH,
+    Shared,
+)
 from dynamo_lightning.allocation.prompt_features import HIDDEN_STATE
 from dynamo_lightning.allocation.records import BoolArray, FloatArray
 from dynamo_lightning.errors import UserError
-
-PATH_LENGTH = 16
-"""Iterations whose common logit M is remembered: for its trend, and for outcomes that arrive late."""
 
 NEWTON_STEPS = 6
 """Steps of Newton's method for M; its objective is close to a parabola."""
@@ -32,70 +36,6 @@ NEWTON_STEPS = 6
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 NODE_WEIGHTS = NODE_WEIGHTS / NODE_WEIGHTS.sum()
 """Gauss-Hermite quadrature for the normal step of M that is still to come."""
-
-
-SHARED_LENGTH = 2 + PATH_LENGTH + len(grid.GRID)
-"""Numbers in the shared vector, without those of the features."""
-
-FEATURE_COLUMN = 6
-"""Row of a state that holds the packed features, if there are any."""
-
-
-class Shared(NamedTuple):
-    """Everything that all prompts have in common, as of the last iteration that was closed."""
-
-    iteration: int
-    """The last closed RL iteration; −1 before any."""
-    origin: int
-    """Grid points by which the grid's center lies right of θ = 0."""
-    path: FloatArray
-    """`M` after each of the last iterations, `[PATH_LENGTH]`, the latest last."""
-    weights: FloatArray
-    """The population: probability of each θ on the grid, `[num_points]`."""
-    features: FloatArray = np.empty(0)
-    """Packed `FeatureOffsets`; empty without features."""
-
-    @property
-    def common(self) -> float:
-        """The latest `M`."""
-        return float(self.path[-1])
-
-    @property
-    def trend(self) -> float:
-        """Mean step of `M` over the remembered iterations, in logits per RL iteration."""
-        return float(self.path[-1] - self.path[0]) / (PATH_LENGTH - 1)
-
-    def expected_step(self, gap: int) -> float:
-        """Return the step of `M` that the trend says for `gap` iterations, no further than it was observed."""
-        return min(gap, PATH_LENGTH - 1) * self.trend
-
-    @property
-    def next_logits(self) -> FloatArray:
-        """Logits `θ + M` on the grid that are expected in the next iteration, `[num_points]`."""
-        return self.thetas + self.common + self.trend
-
-    @property
-    def thetas(self) -> FloatArray:
-        """The grid's θ, `[num_points]`."""
-        return grid.GRID + self.origin * grid.SPACING
-
-    def at(self, iteration: int) -> float:
-        """Return `M` of a closed iteration; the oldest remembered one if it lies before."""
-        return float(self.path[max(-1 - max(self.iteration - iteration, 0), -PATH_LENGTH)])
-
-    def pack(self) -> FloatArray:
-        """Return all numbers in one vector."""
-        return np.concatenate([[self.iteration, self.origin], self.path, self.weights, self.features])
-
-    @classmethod
-    def unpack(cls, vector: FloatArray) -> Shared:
-        """Return the record of a packed vector."""
-        path, weights, features = np.split(vector[2:], [PATH_LENGTH, PATH_LENGTH + len(grid.GRID)])
-        return cls(int(vector[0]), int(vector[1]), path, weights, features)
-
-    def offsets(self, state: FloatArray) -> FloatArray | None:
-        """Return the prompts' offsets β · x, in logits, `[num_prompts]`; `None` without features."""
-        return FeatureOffsets.unpack(self.features).of(state[FEATURE_COLUMN]) if len(self.features) else None
 
 
 class LogitFilter(PooledEstimator):
@@ -130,6 +70,11 @@ class LogitFilter(PooledEstimator):
     After each iteration β takes one step of Newton's method on the sum of the log marginal likelihoods of all outcomes
     of the population's sample, with the prior N(0, 1) of each coefficient: it forgets as fast as these prompts do.
 
+    **Followers.** Not all prompts follow M: while hard ones improve, easy ones may be at their ceiling, and M alone
+    calls them solved. With `all_follow: false` a prompt follows with chance φ, learned from how prompts do when they
+    come back (`Followers`), and is else where its outcomes were: the estimate is the mixture. M itself, the
+    likelihoods and the population are unchanged.
+
     Sources: assumed-density filtering and quadrature as in dynamic generalized linear models (West, Harrison and
     Migon, 1985); the nonparametric population as in Laird (1978), its smoothing as in Silverman et al. (1990).
 
@@ -141,6 +86,7 @@ class LogitFilter(PooledEstimator):
         features: Features that say something of unseen prompts: `length`, the logarithm of the prompt's tokens,
             `dataset`, the data set that it is from, and in place of `length` `hidden_state`, a score made of what the
             policy makes of the prompt, which takes a forward pass over it. None by default.
+        all_follow: Take all prompts to follow M; if not, learn which share does.
 
     Raises:
         UserError: If a drift is not positive and finite, or a feature is unknown or named twice.
@@ -165,7 +111,13 @@ class LogitFilter(PooledEstimator):
     smoothing: ClassVar[float] = 0.2
     """Share of a grid point's count that an EM step spreads to its neighbors."""
 
-    def __init__(self, common_drift: float = 0.15, prompt_drift: float = 0.05, features: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        common_drift: float = 0.15,
+        prompt_drift: float = 0.05,
+        features: Sequence[str] = (),
+        all_follow: bool = True,
+    ) -> None:
         for name, value in (("common_drift", common_drift), ("prompt_drift", prompt_drift)):
             if not (value > 0 and math.isfinite(value)):
                 raise UserError(
@@ -174,22 +126,16 @@ class LogitFilter(PooledEstimator):
                 )
         self.common_drift = float(common_drift)
         self.prompt_drift = float(prompt_drift)
-        names = [features] if isinstance(features, str) else list(features)
-        if len(set(names)) < len(names) or not set(names) <= set(FEATURES):
-            raise UserError(f"data.estimator.features={names} must be distinct names among {list(FEATURES)}")
-        if {"length", HIDDEN_STATE} <= set(names):
-            raise UserError(
-                f"data.estimator.features={names}: a hidden state knows the prompt's length already; leave one of "
-                "'length' and 'hidden_state' out"
-            )
-        self.features = tuple(names)
-        if names:
+        self.features = checked_names(features)
+        self.all_follow = all_follow
+        if self.features:
             self.columns = (*type(self).columns, "features")
 
     def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments; `features` only if there are any."""
-        features = {"features": list(self.features)} if self.features else {}
-        return {"common_drift": self.common_drift, "prompt_drift": self.prompt_drift, **features}
+        """Return the constructor's arguments; `features` and `all_follow` only where they are not the defaults."""
+        features: dict[str, Any] = {"features": list(self.features)} if self.features else {}
+        follow: dict[str, Any] = {} if self.all_follow else {"all_follow": False}
+        return {"common_drift": self.common_drift, "prompt_drift": self.prompt_drift, **features, **follow}
 
     def with_features(self, state: FloatArray, features: FloatArray) -> FloatArray:
         """Return states with these features, `[num_prompts, num_features]`, in place of the remembered ones."""
@@ -202,16 +148,25 @@ class LogitFilter(PooledEstimator):
         return np.concatenate([state[:FEATURE_COLUMN], code[None]])
 
     def adapted(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a checkpoint with other features without them: those of its prompts are unknown until visited."""
+        """Return a checkpoint with other features without them: those of its prompts are unknown until visited.
+
+        Shares of followers start anew where the checkpoint has none, and are dropped where they are not asked for.
+        """
         columns, shared = dict(state_dict["columns"]), state_dict.get("shared")
+        saved_length = 0 if state_dict["settings"].get("all_follow", True) else PACKED_LENGTH
+        if saved_length != self._num_followers and isinstance(shared, Tensor):
+            followers = torch.from_numpy(self._initial_followers()).to(shared)
+            shared = torch.cat([shared[:SHARED_LENGTH], followers, shared[SHARED_LENGTH + saved_length :]])
+            state_dict = {**state_dict, "shared": shared}
         if state_dict["settings"].get("features", []) == list(self.features) or "successes" not in columns:
             return state_dict
         columns.pop("features", None)
         if self.features:
             columns["features"] = torch.zeros_like(columns["successes"])
         if isinstance(shared, Tensor):
-            initial = torch.from_numpy(self.initial_shared()[SHARED_LENGTH:])
-            shared = torch.cat([shared[:SHARED_LENGTH], initial.to(shared)])
+            length = SHARED_LENGTH + self._num_followers
+            initial = torch.from_numpy(self.initial_shared()[length:])
+            shared = torch.cat([shared[:length], initial.to(shared)])
         return {**state_dict, "columns": columns, "shared": shared}
 
     def check_state(self, state: FloatArray) -> None:
@@ -259,7 +214,7 @@ class LogitFilter(PooledEstimator):
     def fold(self, state: FloatArray, shared: FloatArray, iteration: int) -> FloatArray:
         """Merge the outcomes that wait with the earlier ones, at the common logit of their iteration."""
         new = state[4:6]
-        common = Shared.unpack(shared).at(iteration)
+        common = self._shared(shared).at(iteration)
         merged = np.concatenate(
             [state[:2] + new, state[2:4] + new * common, np.zeros_like(new), state[FEATURE_COLUMN:]]
         )
@@ -289,15 +244,31 @@ class LogitFilter(PooledEstimator):
     def initial_shared(self) -> FloatArray:
         """Return M = 0 and success rates uniform on (0, 1)."""
         features = FeatureOffsets.initial().pack() if self.features else np.empty(0)
-        return Shared(-1, 0, np.zeros(PATH_LENGTH), grid.UNIFORM_RATE, features).pack()
+        return Shared(-1, 0, np.zeros(PATH_LENGTH), grid.UNIFORM_RATE, features, self._initial_followers()).pack()
+
+    def _initial_followers(self) -> FloatArray:
+        """Return packed `Followers` of whom nothing is known; nothing if all prompts follow."""
+        return np.empty(0) if self.all_follow else Followers.initial().pack()
+
+    @property
+    def _num_followers(self) -> int:
+        return 0 if self.all_follow else PACKED_LENGTH
+
+    def _shared(self, vector: FloatArray) -> Shared:
+        """Return the record of a packed vector of this estimator."""
+        return Shared.unpack(vector, self._num_followers)
 
     def check_shared(self, shared: FloatArray) -> None:
         """Raise a UserError if the vector is too short or long, or the population no distribution."""
-        if len(shared) < SHARED_LENGTH or not (self.features or len(shared) == SHARED_LENGTH):
-            raise UserError(f"'shared' has {len(shared)} numbers, not {SHARED_LENGTH}")
+        length = SHARED_LENGTH + self._num_followers
+        if len(shared) < length or not (self.features or len(shared) == length):
+            raise UserError(f"'shared' has {len(shared)} numbers, not {length}")
+        record = self._shared(shared)
         if self.features:
-            FeatureOffsets.unpack(shared[SHARED_LENGTH:])
-        weights = Shared.unpack(shared).weights
+            FeatureOffsets.unpack(record.features)
+        if not self.all_follow:
+            Followers.unpack(record.followers)
+        weights = record.weights
         if not ((weights > 0).all() and abs(weights.sum() - 1) < 1e-6):
             raise UserError("'shared' holds a population that is no distribution")
 
@@ -305,12 +276,14 @@ class LogitFilter(PooledEstimator):
         self, shared: FloatArray, iteration: int, visited: FloatArray, sample: FloatArray, elapsed: FloatArray
     ) -> FloatArray:
         """Estimate the iteration's step of M, recenter the grid, update the features' β, and refit the population."""
-        old = Shared.unpack(shared)
+        old = self._shared(shared)
         gap = max(iteration - old.iteration, 1) if old.iteration >= 0 else 1
         common = old.common + self._step(old, visited, gap)
         path = np.concatenate([old.path, np.full(min(gap, PATH_LENGTH) - 1, old.common), [common]])[-PATH_LENGTH:]
         origin = -round(common / grid.SPACING)
-        moved = Shared(iteration, origin, path, grid.shifted(old.weights, origin - old.origin), old.features)
+        weights = grid.shifted(old.weights, origin - old.origin)
+        followers = old.followers if self.all_follow else self._compared(old, common, visited, gap).pack()
+        moved = Shared(iteration, origin, path, weights, old.features, followers)
         folded = self.fold(sample, moved.pack(), iteration)
         if self.features and folded.shape[1]:
             moved = moved._replace(features=self._regressed(moved, folded, elapsed).pack())
@@ -325,6 +298,20 @@ class LogitFilter(PooledEstimator):
         kept, offsets = self._kept(sample, elapsed), features.of(code)
         derivatives = offset_derivatives(sample[:4], kept, offsets, shared.weights, shared.thetas)
         return features.updated(code, *derivatives)
+
+    def _compared(self, shared: Shared, common: float, visited: FloatArray, gap: int) -> Followers:
+        """Return the followers after an iteration at M = `common`, by how its earlier visited prompts did."""
+        seen = visited[:, visited[0] + visited[1] > 0]
+        offsets = shared.offsets(seen)
+        before = self.log_likelihood(seen, np.zeros(seen.shape[1]), shared.thetas, offsets)
+        chances, (successes, failures) = grid.posterior(shared.weights, before), seen[4:6, :, None]
+        earlier = np.concatenate([seen[:4], np.zeros_like(seen[4:6])])
+        thetas = shared.thetas + (np.zeros(seen.shape[1]) if offsets is None else offsets)[:, None]
+        rates = [1 / (1 + np.exp(-thetas - common)), 1 / (1 + np.exp(-thetas - mean_drift(earlier, common)[:, None]))]
+        followed, stayed = (
+            _mean(chances, np.exp(successes * np.log(rate) + failures * np.log1p(-rate))) for rate in rates
+        )
+        return Followers.unpack(shared.followers).updated(_mean(chances, rates[1]), followed, stayed, gap)
 
     def _step(self, shared: Shared, visited: FloatArray, gap: int) -> float:
         """Return the most probable change of M over `gap` iterations, given the outcomes that wait in `visited`."""
@@ -354,7 +341,7 @@ class LogitFilter(PooledEstimator):
 
     def posterior(self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]) -> FloatArray:
         """Return the distribution of each prompt's θ, without its offset, on the grid, `[num_prompts, num_points]`."""
-        shared = Shared.unpack(np.asarray(population))
+        shared = self._shared(np.asarray(population))
         offsets = shared.offsets(state)
         likelihood = self.log_likelihood(state, elapsed, shared.thetas, offsets)
         new = state[4:6]
@@ -368,8 +355,25 @@ class LogitFilter(PooledEstimator):
         self, state: FloatArray, elapsed: FloatArray, population: tuple[float, ...]
     ) -> tuple[FloatArray, FloatArray]:
         """Return `E[p]` and `E[p(1 − p)]` in the coming iteration, for which M may take one more step."""
-        shared = Shared.unpack(np.asarray(population))
+        shared = self._shared(np.asarray(population))
         chances, offsets = self.posterior(state, elapsed, population), shared.offsets(state)
+        followed = self._followed(shared, chances, offsets)
+        if self.all_follow:
+            return followed
+        at = mean_drift(state, shared.common + shared.trend)
+        rate = 1 / (1 + np.exp(-shared.thetas - (at if offsets is None else at + offsets)[:, None]))
+        stayed = _mean(chances, rate), _mean(chances, rate * (1 - rate))
+        share = np.where(state[:2].sum(axis=0) + state[4:6].sum(axis=0) > 0, self._share(shared, stayed[0]), 1.0)
+        return share * followed[0] + (1 - share) * stayed[0], share * followed[1] + (1 - share) * stayed[1]
+
+    def _share(self, shared: Shared, success_rate: FloatArray) -> FloatArray:
+        """Return the share of followers among prompts like these, `[num_prompts]`."""
+        return Followers.unpack(shared.followers).of(success_rate)
+
+    def _followed(
+        self, shared: Shared, chances: FloatArray, offsets: FloatArray | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return `E[p]` and `E[p(1 − p)]` of prompts that follow M."""
         if offsets is None:
             rate = 1 / (1 + np.exp(-shared.next_logits[:, None] - self.common_drift * NODES))
             mean, variance = (rate * NODE_WEIGHTS).sum(axis=1), (rate * (1 - rate) * NODE_WEIGHTS).sum(axis=1)
