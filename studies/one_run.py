@@ -74,8 +74,8 @@ def execute(study: Study, run: Run, results: Path) -> float:
 def result_of(study: Study, run: Run, metrics: Path) -> dict[str, Any]:
     """Content of a result file: the run's options, and its curve at every evaluation.
 
-    `tokens` are all that were generated for training until then, pilots included; `train_seconds` leave evaluations
-    out.
+    `tokens` are all that were generated for training until then, pilots and what dynamic sampling discards included
+    (discarded responses are taken to be as long as the kept ones); `train_seconds` leave evaluations out.
     """
     curve: dict[str, list[float]] = {"iteration": [], "tokens": [], "train_seconds": [], "value": []}
     tokens = seconds = 0.0
@@ -83,7 +83,8 @@ def result_of(study: Study, run: Run, metrics: Path) -> dict[str, Any]:
     for row in csv.DictReader(metrics.read_text().splitlines()):
         if row["completions/mean_length"]:
             iterations += 1
-            tokens += float(row["alloc/budget"]) * float(row["completions/mean_length"])
+            kept = float(row.get("dynamic_sampling/frac_kept") or 1)
+            tokens += float(row["alloc/budget"]) * float(row["completions/mean_length"]) / kept
             seconds += sum(float(value) for name, value in row.items() if name.startswith("timing_s/") and value)
         if row.get(study.metric):
             curve["iteration"].append(iterations)
