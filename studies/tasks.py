@@ -23,7 +23,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def several_epochs(
-    task: str, *, max_prompts: int, max_epochs: int, prompts_per_batch: int, rollouts_per_prompt: int, target: float
+    task: str, *, max_prompts: int, max_epochs: int, prompts_per_batch: int, rollouts_per_prompt: int, target: float | None
 ) -> dict[str, Any]:
     """Options of `fit`: the first prompts of a task's training file, for several epochs or until the target.
 
@@ -35,7 +35,7 @@ def several_epochs(
         max_epochs: Passes over them, at most.
         prompts_per_batch: Of an RL iteration.
         rollouts_per_prompt: Mean group size.
-        target: Held-out pass@1 that ends a run: nothing after it is paid for.
+        target: Held-out pass@1 that ends a run, so that nothing after it is paid for; `None` for no such end.
     """
     chosen = TASKS[task]
     source = {"name": task, "template": "{prompt}"}
@@ -49,18 +49,8 @@ def several_epochs(
             "num_sanity_val_steps": 0,
             "check_val_every_n_epoch": None,
             "val_check_interval": 10,
-            "callbacks": [
-                {
-                    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
-                    "init_args": {
-                        "monitor": f"val/{task}/pass@1",
-                        "mode": "max",
-                        "stopping_threshold": target - 1e-4,  # the threshold itself does not stop it
-                        "patience": 1000,
-                        "check_on_train_epoch_end": False,
-                    },
-                }
-            ],
+            # Default callbacks where their metrics are looked at; without a target they are.
+            **({} if target is None else {"callbacks": [_stop_at(task, target)]}),
         },
         "model": {
             "model_name": chosen["model_name"],
@@ -92,5 +82,19 @@ def several_epochs(
         "lr_scheduler": {
             "class_path": "torch.optim.lr_scheduler.LinearLR",
             "init_args": {"start_factor": 0.1, "total_iters": 10},
+        },
+    }
+
+
+def _stop_at(task: str, target: float) -> dict[str, Any]:
+    """The callback that ends a run at its target."""
+    return {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {
+            "monitor": f"val/{task}/pass@1",
+            "mode": "max",
+            "stopping_threshold": target - 1e-4,  # the threshold itself does not stop it
+            "patience": 1000,
+            "check_on_train_epoch_end": False,
         },
     }
