@@ -15,7 +15,7 @@ STUDY = Study(
     shared=several_epochs(
         "chain", max_prompts=128, max_epochs=8, prompts_per_batch=4, rollouts_per_prompt=4, target=0.6
     ),
-    arms=tuple(Arm(name, _SAME[name]) for name in ("grpo", "rloo", "dynamo", "history", "history_rule")),
+    arms=tuple(Arm(name, _SAME[name]) for name in ("grpo", "rloo", "dynamo", "history", "history_rule", "defaults")),
     reference="grpo",
     learning_rates=(2e-4, 4e-4, 1e-4),
     pilot_seeds=(0, 1),

@@ -17,7 +17,10 @@ STUDY = Study(
     name="large_batch",
     frozen_on="2026-11-25",
     shared=_SHARED,
-    arms=tuple(Arm(name, _SAME[name], num_seeds=3) for name in ("grpo", "rloo", "dynamo", "history", "history_rule")),
+    arms=tuple(
+        Arm(name, _SAME[name], num_seeds=3)
+        for name in ("grpo", "rloo", "dynamo", "history", "history_rule", "defaults")
+    ),
     reference="grpo",
     learning_rates=(3e-4, 1e-4, 6e-4),
     pilot_seeds=(0, 1),

@@ -27,7 +27,7 @@ STUDY = Study(
     arms=(
         Arm("grpo", _GRPO, "equal groups, advantages divided by the group's standard deviation"),
         Arm("rloo", _RLOO, "equal groups, leave-one-out"),
-        Arm("dynamo", (*_RLOO, *_MODULATION, "--data.rule=RLOORule"), "the defaults of version 0.2"),
+        Arm("dynamo", (*_RLOO, *_MODULATION, "--data.rule=RLOORule"), "leave-one-out, allocation and modulation"),
         Arm("history", _HISTORY, "equal groups, baseline with earlier rewards"),
         Arm(
             "history_rule",
@@ -40,6 +40,7 @@ STUDY = Study(
             ),
             "overlays/optimal_baseline.yaml with LogitFilter, without modulation",
         ),
+        Arm("defaults", (*_HISTORY, *_MODULATION, "--data.rule=RLOORule"), "history, allocation and modulation"),
         Arm("beta", (*_RLOO, "--data.rule=RLOORule"), "allocation by BetaPosterior, leave-one-out", num_seeds=3),
         Arm("filter", (*_RLOO, *_FILTER, "--data.rule=RLOORule"), "allocation by LogitFilter", num_seeds=3),
         Arm(

@@ -23,7 +23,13 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def several_epochs(
-    task: str, *, max_prompts: int, max_epochs: int, prompts_per_batch: int, rollouts_per_prompt: int, target: float | None
+    task: str,
+    *,
+    max_prompts: int,
+    max_epochs: int,
+    prompts_per_batch: int,
+    rollouts_per_prompt: int,
+    target: float | None,
 ) -> dict[str, Any]:
     """Options of `fit`: the first prompts of a task's training file, for several epochs or until the target.
 
@@ -62,7 +68,7 @@ def several_epochs(
             "reward": chosen["reward"],
             "updates": {"max_tokens_per_micro_batch": 2048},
             "pass_at_k": [1],
-            "loss": {"modulation": None},
+            "loss": {"advantage": "RLOO", "modulation": None},
         },
         "data": {
             "train": {"path": f"embedded:{task}/train.jsonl", "max_prompts": max_prompts, **source},
