@@ -17,7 +17,7 @@ STUDY = Study(
     ),
     arms=tuple(Arm(name, _SAME[name]) for name in ("grpo", "rloo", "dynamo", "history", "history_rule", "defaults")),
     reference="grpo",
-    learning_rates=(2e-4, 4e-4, 1e-4),
+    learning_rates=(2e-4, 4e-4, 8e-4, 1e-4),
     pilot_seeds=(0, 1),
     seeds=tuple(range(2, 12)),
     metric="val/chain/pass@1",
