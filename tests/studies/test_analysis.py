@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` from its root")
 
 from dynamo_lightning.errors import RunError, UserError
-from studies.analyse import main
+from studies.analyse import main, with_tables
 from studies.comparison import compare, end_of, read_results
-from studies.design import Arm, Study, results_folder
+from studies.design import Arm, Study, load_study, results_folder
 from studies.paired import holm, ratio_interval, sign_flip_p
 from studies.tables import tables
 
+ROOT = Path(__file__).parents[2]
 STUDY = Study(
     name="made_up",
     frozen_on="2026-01-01",
@@ -194,3 +196,15 @@ def test_a_missing_design_is_one_line(tmp_path):
 def test_a_reference_that_is_no_arm_is_refused():
     with pytest.raises(UserError, match="reference='absent'"):
         Study("s", "2026-01-01", {}, (Arm("equal", ()),), "absent", (1e-4,), (0,), "m", 0.5, 10)
+
+
+@pytest.mark.parametrize("name", ["noise_limited", "several_epochs", "chain", "large_batch", "stress"])
+def test_the_published_tables_are_those_of_the_results(name):
+    page = (ROOT / "docs/study.md").read_text()
+    study = load_study(ROOT / f"studies/{name}.py")
+    assert with_tables(page, name, tables(study, ROOT / f"studies/{name}/results")) == page
+
+
+def test_a_page_without_a_place_for_the_tables_is_refused():
+    with pytest.raises(UserError, match="no <!-- begin made_up --> … <!-- end made_up -->"):
+        with_tables("# Page\n<!-- begin made_up -->\n", "made_up", "| a |")
