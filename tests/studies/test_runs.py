@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` from its root")
 
-from dynamo_lightning.errors import RunError
+from dynamo_lightning.errors import RunError, UserError
 from studies.design import load_study
 from studies.one_run import arguments, execute, result_of
-from studies.run import main, run_study, waiting_runs
+from studies.run import main, repeat, run_study, waiting_runs
 
 ROOT = Path(__file__).parents[2]
 DESIGN = ROOT / "studies/noise_limited.py"
@@ -175,6 +175,14 @@ def test_a_run_is_trained_by_the_command_line_and_leaves_its_curve(tmp_path, cap
     assert result["arm"] == "equal" and result["curve"]["iteration"][0] == 1 and result["tokens"] >= 16
     assert seconds >= result["curve"]["train_seconds"][0] > 0
     assert capfd.readouterr().out == "before\nafter\n", "what the run prints goes to its log"
+    assert repeat(study, tmp_path, run.name)
+    (tmp_path / f"{run.name}.json").write_text(json.dumps(result | {"curve": result["curve"] | {"tokens": [1]}}))
+    assert not repeat(study, tmp_path, run.name)
+
+
+def test_only_a_finished_run_is_run_again(tmp_path):
+    with pytest.raises(UserError, match="--again=equal_1e-04_0 is no finished run of noise_limited"):
+        repeat(STUDY, tmp_path, "equal_1e-04_0")
 
 
 def test_a_worker_ends_with_its_study():
