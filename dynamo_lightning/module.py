@@ -52,6 +52,7 @@ from dynamo_lightning.rollout.source import Actor, RolloutSource
 from dynamo_lightning.runs.hyperparameters import eager, save_arguments, warn_of_left_out
 from dynamo_lightning.runs.progress import keep_counters, mend_epochs
 from dynamo_lightning.runs.schedule import apply_options
+from dynamo_lightning.runs.step_metrics import log_step_metrics
 from dynamo_lightning.runs.trainer_checks import (
     check_data_module,
     check_number_of_responses,
@@ -338,9 +339,7 @@ class PolicyModule(EvaluationLoops):
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an iteration."""
-        for name, value in metrics.items():
-            shown = name in ("reward", "entropy", "grad_norm")
-            self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown)
+        log_step_metrics(self, metrics, shown=("reward", "entropy", "grad_norm"))
 
     def reference(self) -> AbstractContextManager[PreTrainedModel] | None:
         """Gives the frozen policy of a KL term: a copy, or the policy without its adapters; `None` without a term."""

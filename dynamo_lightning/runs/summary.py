@@ -38,7 +38,10 @@ def read_summary(folder: str) -> dict[str, Any]:
     """
     path = Path(folder) / "summary.json"
     if not path.is_file():
-        raise MissingFileError(f"{path} does not exist: a run writes it when it ends; is {folder} a run's log folder?")
+        hint = f"is {folder} a run's log folder?"
+        if (path.parent / "metrics.csv").is_file():
+            hint = "look at a run that goes on, or was killed, by report --watch or report --output report.html"
+        raise MissingFileError(f"{path} does not exist: a run writes it when it ends; {hint}")
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

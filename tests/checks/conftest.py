@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from short_runs import healthy_settings, reward_function  # noqa: F401  # a fixture
 
 from dynamo_lightning.cli import main
 
@@ -11,18 +12,10 @@ from dynamo_lightning.cli import main
 @pytest.fixture
 def settings():
     """A healthy set-up of the embedded policy, as a config's values."""
-    source = {"path": "embedded:arithmetic/train.jsonl", "template": "{prompt}", "name": "arithmetic"}
-    return {
-        "trainer": {"accelerator": "cpu", "max_epochs": 5},
-        "model": {
-            "model_name": "embedded:arithmetic-qwen3",
-            "sampling": {"max_response_length": 20},
-            "reward": {"class_path": "dynamo_lightning.rewards.MathReward"},
-            "scoring": {"num_workers": 1, "time_limit": 30.0},
-            "updates": {"max_tokens_per_micro_batch": 1024},
-        },
-        "data": {"train": source, "max_prompt_length": 64, "prompts_per_batch": 8, "rollouts_per_prompt": 8},
-    }
+    settings = healthy_settings()
+    settings["trainer"] = {"accelerator": "cpu", "max_epochs": 5}
+    del settings["seed_everything"], settings["optimizer"]
+    return settings
 
 
 @pytest.fixture
@@ -47,25 +40,6 @@ def check(settings, tmp_path, monkeypatch, capsys):
         return {result["name"]: result for result in report["checks"]}, code
 
     return run
-
-
-@pytest.fixture
-def reward_function(settings, tmp_path, monkeypatch):
-    """Makes the reward a function of the given body."""
-
-    def make(body):
-        (tmp_path / "check_reward.py").write_text(f"import time\n\ndef f(prompt, response, answer):\n    {body}\n")
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        monkeypatch.syspath_prepend(tmp_path)
-        settings["model"]["reward"] = {
-            "class_path": "dynamo_lightning.rewards.FunctionReward",
-            "init_args": {"function": "check_reward.f"},
-        }
-
-    yield make
-    import sys
-
-    sys.modules.pop("check_reward", None)
 
 
 @pytest.fixture

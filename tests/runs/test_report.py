@@ -9,6 +9,7 @@ from rich.console import Console
 from dynamo_lightning.runs.commands import follow_ups
 from dynamo_lightning.runs.comparison import compare
 from dynamo_lightning.runs.curves import draw_curves
+from dynamo_lightning.runs.report import report
 from dynamo_lightning.runs.summary import write_summary
 from dynamo_lightning.runs.table import print_summary
 
@@ -152,3 +153,19 @@ def test_tables_of_long_names_fit_80_columns():
 def test_folder_without_a_summary_is_refused_with_its_path(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}/summary.json does not exist"):
         compare([str(tmp_path)])
+
+
+def test_a_run_that_has_not_ended_is_refused_with_the_two_ways_to_see_it(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,reward\n0,0.5\n")
+    with pytest.raises(ValueError, match=r"summary\.json does not exist: .* report --watch or report --output"):
+        compare([str(tmp_path)])
+
+
+def test_the_page_is_written_though_a_summary_is_torn(tmp_path, capsys):
+    pytest.importorskip("plotly", reason="the extra report is not installed")
+    (tmp_path / "metrics.csv").write_text("step,reward\n0,0.5\n1,0.75\n")
+    (tmp_path / "summary.json").write_text('{"iterations": 4')
+    report([str(tmp_path), "--output", str(tmp_path / "page.html")])
+    assert (tmp_path / "page.html").stat().st_size > 1_000_000
+    table, written = capsys.readouterr().out.replace("\n", " ").split("wrote")
+    assert table.startswith("no table") and "is not complete JSON" in table and "page.html" in written

@@ -1,31 +1,13 @@
 """Real short runs, broken in one place each: a tripwire or an error that ends the run names the place."""
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
+from broken_engines import CopyEngine, OldWeightsEngine
 from hot_engines import HidesIt, Hot
 
 from dynamo_lightning.data.stream import PromptStream
-from dynamo_lightning.engines.transformers import TransformersEngine
-
-
-class CopyEngine(TransformersEngine):
-    """Another program with a copy of the weights, as far as the loop can tell."""
-
-    uses_external_engine = True
-    gives_statistics = False
-
-
-class OldWeightsEngine(CopyEngine):
-    """Keeps the weights that it began with."""
-
-    policy = None
-
-    def generate(self, policy, tokenizer, requests, **options):
-        self.policy = self.policy or copy.deepcopy(policy)
-        return super().generate(self.policy, tokenizer, requests, **options)
 
 
 class HotEngine(Hot, CopyEngine):
@@ -63,7 +45,7 @@ def leaves_out_16(stream):
 
 
 def engine(settings, kind, **sampling):
-    settings["model"]["generator"] = {"class_path": f"{__name__}.{kind.__name__}"}
+    settings["model"]["generator"] = {"class_path": f"{kind.__module__}.{kind.__name__}"}
     settings["model"]["sampling"].update(sampling)
 
 

@@ -1,5 +1,7 @@
 """Shipped configs that run on a CPU raise nothing."""
 
+import json
+
 import pytest
 
 from dynamo_lightning.cli import main
@@ -8,6 +10,10 @@ FAST = ("--data.prompts_per_batch=8", "--trainer.limit_val_batches=0")
 OVERLAYS = [
     "cispo", "clip_cov", "clip_higher", "dapo", "dr_grpo", "dual_clip", "entropy_advantages", "entropy_budget",
     "entropy_loss", "fork_tokens", "gspo", "kl_cov", "lora", "optimal_baseline", "paper_code", "steer", "w_reinforce",
+]  # fmt: skip
+SET_UPS = [
+    ("quickstart",), ("chain",), ("quickstart", "overlays/grpo"), ("chain", "overlays/grpo"),
+    *(("quickstart", *(("overlays/grpo",) if name == "dapo" else ()), f"overlays/{name}") for name in OVERLAYS),
 ]  # fmt: skip
 
 
@@ -28,14 +34,20 @@ def test_ten_small_iterations_of_a_shipped_config_raise_nothing(configs, tmp_pat
     assert run(tmp_path, monkeypatch, configs, *FAST) == ""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("configs", [("chain",), ("quickstart", "overlays/grpo")], ids=" and ".join)
-def test_ten_whole_iterations_of_a_shipped_config_raise_nothing(configs, tmp_path, monkeypatch):
-    assert run(tmp_path, monkeypatch, configs) == ""
+def complaints(capsys, configs):
+    """Lines of `check` on a set-up that are no `ok`, by name."""
+    capsys.readouterr()
+    main(["check", *(f"--config={config}.yaml" for config in configs), "--json=true"])
+    out = capsys.readouterr().out
+    results = json.loads(out[out.index("{") :])["checks"]
+    assert len(results) > 8
+    return {result["name"]: result["message"] for result in results if result["level"] != "ok"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_ten_iterations_of_an_overlay_raise_nothing(overlay, tmp_path, monkeypatch):
-    below = ("overlays/grpo",) if overlay == "dapo" else ()
-    assert run(tmp_path, monkeypatch, ("quickstart", *below, f"overlays/{overlay}"), FAST[1]) == ""
+@pytest.mark.parametrize("configs", SET_UPS, ids=" and ".join)
+def test_check_and_ten_iterations_of_a_shipped_set_up_raise_nothing(configs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert complaints(capsys, configs) == {}
+    validates = configs in SET_UPS[:4]
+    assert run(tmp_path, monkeypatch, configs, *(() if validates else FAST[1:])) == ""
