@@ -19,6 +19,10 @@ class Arm:
     options: tuple[str, ...]
     """Options of `python -m dynamo_lightning fit`, each `--name=value`."""
     note: str = ""
+    learning_rate: float | None = None
+    """Rate of its main runs, chosen on pilot seeds; `None`: all rates of the grid on all seeds."""
+    num_seeds: int | None = None
+    """Main seeds that it is run on, the first ones; `None`: all."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,43 @@ class Study:
     seeds: tuple[int, ...]
     metric: str
     """Validation metric with a target, such as `val/arithmetic/pass@1`."""
-    target: float
+    target: float | None
+    """Value of the metric that is to be reached; `None`: runs go to the limit, and `final_metrics` are compared."""
     limit: int
-    """RL iterations after which a run ends; a run that never reached the target counts with this number."""
+    """RL iterations after which a run ends; one that never reached the target counts with this number, and all its
+    tokens."""
+    final_metrics: tuple[str, ...] = ()
+    """Metrics whose last logged value is kept, such as `stability/entropy_spikes`."""
+    pilot_seeds: tuple[int, ...] = ()
+    """Seeds on which every arm has the whole grid, to choose `Arm.learning_rate`; not among `seeds`."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         if self.reference not in names or len(set(names)) != len(names):
             raise UserError(f"arms {names} must differ in name, and reference={self.reference!r} must be one of them")
+        if both := sorted(set(self.pilot_seeds) & set(self.seeds)):
+            raise UserError(
+                f"seeds {both} are pilot seeds too: a rate would be chosen on the runs that it is judged by"
+            )
+        for arm in self.arms:
+            if arm.learning_rate is not None and arm.learning_rate not in self.learning_rates:
+                raise UserError(f"learning_rate={arm.learning_rate} of {arm.name} is not in {self.learning_rates}")
 
     def runs(self) -> Iterator[Run]:
-        """All runs; seeds outermost and arms innermost, so that an unfinished study is balanced."""
-        for seed in self.seeds:
+        """All runs, pilots first; seeds outermost and arms innermost, so that an unfinished study is balanced.
+
+        An arm without a chosen rate has no main runs in a study with pilot seeds.
+        """
+        for seed in self.pilot_seeds:
             for learning_rate in self.learning_rates:
                 for arm in self.arms:
                     yield Run(arm, learning_rate, seed)
+        for number, seed in enumerate(self.seeds):
+            for learning_rate in self.learning_rates:
+                for arm in self.arms:
+                    chosen = (arm.learning_rate is None and not self.pilot_seeds) or arm.learning_rate == learning_rate
+                    if chosen and (arm.num_seeds is None or number < arm.num_seeds):
+                        yield Run(arm, learning_rate, seed)
 
 
 def load_study(path: Path) -> Study:

@@ -55,7 +55,7 @@ STUDY = Study(
             "reward": {"class_path": "dynamo_lightning.rewards.MathReward", "init_args": {"answer_kind": "number"}},
             "updates": {"max_tokens_per_micro_batch": 2048},
             "pass_at_k": [1],
-            "loss": {"modulation": None},
+            "loss": {"advantage": "RLOO", "modulation": None},
         },
         "data": {
             "train": {"path": "embedded:arithmetic/train.jsonl", "name": "arithmetic", "template": "{prompt}"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import sys
 import tempfile
@@ -74,24 +75,30 @@ def execute(study: Study, run: Run, results: Path) -> float:
 def result_of(study: Study, run: Run, metrics: Path) -> dict[str, Any]:
     """Content of a result file: the run's options, and its curve at every evaluation.
 
-    `tokens` are all that were generated for training until then, pilots included; `train_seconds` leave evaluations
-    out.
+    `tokens` are all that were generated for training until then, pilots and what dynamic sampling discards included
+    (discarded responses are taken to be as long as the kept ones); `train_seconds` leave evaluations out.
     """
     curve: dict[str, list[float]] = {"iteration": [], "tokens": [], "train_seconds": [], "value": []}
+    final: dict[str, float] = {}
     tokens = seconds = 0.0
     iterations = 0
     for row in csv.DictReader(metrics.read_text().splitlines()):
         if row["completions/mean_length"]:
             iterations += 1
-            tokens += float(row["alloc/budget"]) * float(row["completions/mean_length"])
+            kept = float(row.get("dynamic_sampling/frac_kept") or 1)
+            tokens += float(row["alloc/budget"]) * float(row["completions/mean_length"]) / kept
             seconds += sum(float(value) for name, value in row.items() if name.startswith("timing_s/") and value)
+        final |= {name: float(row[name]) for name in study.final_metrics if row.get(name)}
         if row.get(study.metric):
             curve["iteration"].append(iterations)
             curve["tokens"].append(round(tokens))
             curve["train_seconds"].append(round(seconds, 3))
             curve["value"].append(round(float(row[study.metric]), 5))
-    if not curve["value"] or (max(curve["value"]) < study.target and iterations < study.limit):
+    reached = study.target is not None and max(curve["value"], default=-math.inf) >= study.target
+    if not curve["value"] or not (reached or iterations >= study.limit):
         raise RunError(f"{run.name} ended after {iterations} iterations, before the target and before {study.limit}")
+    if missing := [name for name in study.final_metrics if name not in final]:
+        raise RunError(f"{run.name} logged no {', '.join(missing)}")
     return {
         "study": study.name,
         "frozen_on": study.frozen_on,
@@ -103,4 +110,5 @@ def result_of(study: Study, run: Run, metrics: Path) -> dict[str, Any]:
         "tokens": round(tokens),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "curve": curve,
+        **({"final": final} if final else {}),
     }

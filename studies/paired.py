@@ -26,12 +26,18 @@ def ratio_interval(values: ArrayLike, reference: ArrayLike, replications: int = 
     return float(low), float(high)
 
 
-def sign_flip_p(values: ArrayLike, reference: ArrayLike) -> float:
+def sign_flip_p(values: ArrayLike, reference: ArrayLike, *, of_logs: bool = True) -> float:
     """Two-sided p-value of the mean log ratio if each seed's two values could as well be exchanged.
 
     With n seeds it is at least `2 / 2ⁿ`.
+
+    Args:
+        values: One number per seed, `[num_seeds]`; positive for logarithms.
+        reference: The reference's, same seeds in the same order.
+        of_logs: Of the mean difference instead if `False`.
     """
-    logs = np.log(np.asarray(values, dtype=np.float64) / np.asarray(reference, dtype=np.float64))
+    ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    logs = np.log(ours / theirs) if of_logs else ours - theirs
     if len(logs) <= EXACT_UP_TO:
         signs = np.array(list(itertools.product((1, -1), repeat=len(logs))))
     else:

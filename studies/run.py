@@ -10,8 +10,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads: workers share the cores
 
 import argparse
+import json
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -83,6 +85,31 @@ def run_study(study: Study, results: Path, only: str, workers: int, minutes: flo
     return done
 
 
+def repeat(study: Study, results: Path, name: str) -> bool:
+    """Run a finished run again, into a folder of its own, and compare the two curves.
+
+    Args:
+        study: The design.
+        results: Folder of its result files.
+        name: Name of the run, such as `grpo_1e-04_2`.
+
+    Returns:
+        True if tokens and values of all evaluations are the same, to the last digit that is kept.
+
+    Raises:
+        UserError: If there is no such run, or it is not finished.
+    """
+    run = next((run for run in study.runs() if run.name == name), None)
+    if run is None or not (results / f"{name}.json").is_file():
+        raise UserError(f"--again={name} is no finished run of {study.name}: give the name of a file in {results}")
+    with tempfile.TemporaryDirectory(prefix="again-") as folder:
+        execute(study, run, Path(folder))
+        curves = [json.loads((place / f"{name}.json").read_text())["curve"] for place in (results, Path(folder))]
+    same = all(curves[0][column] == curves[1][column] for column in ("iteration", "tokens", "value"))
+    print(f"{name}: {'the same curve again' if same else f'other curves: {curves[0]} and now {curves[1]}'}")
+    return same
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m studies.run", description=__doc__)
@@ -90,11 +117,13 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="regular expression; runs whose names match it, such as _1e-04_0$")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time, one core each")
     parser.add_argument("--minutes", type=float, default=None, help="begin no run after so many minutes")
+    parser.add_argument("--again", default=None, metavar="NAME", help="run a finished run again and compare the curves")
     options = parser.parse_args(args)
     try:
-        run_study(
-            load_study(options.design), results_folder(options.design), options.only, options.workers, options.minutes
-        )
+        study, results = load_study(options.design), results_folder(options.design)
+        if options.again is not None:
+            sys.exit(0 if repeat(study, results, options.again) else 1)
+        run_study(study, results, options.only, options.workers, options.minutes)
     except (UserError, RunError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,16 +1,21 @@
 """Analysis of made-up results with known answers."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` from its root")
 
 from dynamo_lightning.errors import RunError, UserError
-from studies.analyse import compare, end_of, main, read_results, tables
-from studies.design import Arm, Study, results_folder
+from studies.analyse import main, with_tables
+from studies.comparison import compare, end_of, read_results
+from studies.design import Arm, Study, load_study, results_folder
 from studies.paired import holm, ratio_interval, sign_flip_p
+from studies.tables import tables
 
+ROOT = Path(__file__).parents[2]
 STUDY = Study(
     name="made_up",
     frozen_on="2026-01-01",
@@ -95,7 +100,7 @@ def test_one_seed_has_no_interval(folder):
 def test_tables_are_the_same_when_made_again(folder):
     text = tables(STUDY, folder)
     assert text == tables(STUDY, folder)
-    assert "| `better` | 3 | 2e-04, of 2 | 13 | 133 | 0.50 [0.50, 0.50] | 0.50 | 0.250 | 0.250 |" in text
+    assert "| `better` | 3 | 2e-04, of 2 | 13 | 133 | 0.50 [0.50, 0.50] | 0.50 [0.50, 0.50] | 0.250 | 0.250 |" in text
     assert "| `equal` | 27 (3 of 3) | 40 (2 of 3) |" in text
 
 
@@ -127,6 +132,52 @@ def test_holm_by_hand():
     assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
+def test_a_rate_is_chosen_on_pilot_seeds_and_judged_on_others(folder):
+    # Equal is better at 2e-4 on seed 1 only by its limit; the rates are what the design says, not the best of seeds.
+    arms = (Arm("equal", ("--a=1",), learning_rate=1e-4), Arm("better", ("--a=2",), learning_rate=1e-4, num_seeds=1))
+    study = dataclasses.replace(STUDY, arms=arms, pilot_seeds=(0,), seeds=(1, 2))
+    names = [run.name for run in study.runs()]
+    assert names == [
+        "equal_1e-04_0", "better_1e-04_0", "equal_2e-04_0", "better_2e-04_0",
+        "equal_1e-04_1", "better_1e-04_1", "equal_1e-04_2",
+    ]  # fmt: skip
+    ends = {cell: end_of(study, result) for cell, result in read_results(study, folder).items()}
+    equal, better = compare(study, ends)
+    assert (equal.seeds, better.seeds) == ((1, 2), (1,))
+    assert better.learning_rates == (1e-4,)
+    assert better.ratio == 30 / 40  # of seed 1 alone
+    assert "| `equal` | 20 (1 of 1) | 40 (0 of 1) |" in tables(study, folder)  # the pilot seed alone
+
+
+def test_an_arm_without_a_chosen_rate_has_pilots_only():
+    study = dataclasses.replace(STUDY, pilot_seeds=(0,), seeds=(1, 2))
+    assert {run.seed for run in study.runs()} == {0}
+    assert compare(study, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pilot_seeds": (2, 3)}, r"seeds \[2\] are pilot seeds too"),
+        ({"arms": (Arm("equal", (), learning_rate=3e-4),)}, "learning_rate=0.0003 of equal is not in"),
+    ],
+)
+def test_a_design_that_would_flatter_an_arm_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(STUDY, **changes)
+
+
+def test_last_values_are_compared_with_the_reference_by_hand(tmp_path):
+    study = dataclasses.replace(STUDY, target=None, final_metrics=("spikes",), learning_rates=(1e-4,), seeds=(0, 1))
+    for run in study.runs():
+        spikes = {"equal": (2.0, 4.0), "better": (1.0, 2.0)}[run.arm.name][run.seed]
+        content = {"frozen_on": study.frozen_on, "options": list(run.options), "final": {"spikes": spikes}}
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(content))
+    text = tables(study, tmp_path)
+    assert "| `equal` | 2 | 3 |" in text
+    assert "| `better` | 2 | 1.5; 0.50 [0.50, 0.50], p 0.500 |" in text  # 2 of 4 sign patterns
+
+
 def test_figure_and_tables_come_from_a_design_file(folder, tmp_path, capsys):
     design = tmp_path / "made_up.py"
     design.write_text("from studies.design import Arm, Study\n" + f"STUDY = {STUDY!r}\n")
@@ -145,3 +196,15 @@ def test_a_missing_design_is_one_line(tmp_path):
 def test_a_reference_that_is_no_arm_is_refused():
     with pytest.raises(UserError, match="reference='absent'"):
         Study("s", "2026-01-01", {}, (Arm("equal", ()),), "absent", (1e-4,), (0,), "m", 0.5, 10)
+
+
+@pytest.mark.parametrize("name", ["noise_limited", "several_epochs", "chain", "large_batch", "stress"])
+def test_the_published_tables_are_those_of_the_results(name):
+    page = (ROOT / "docs/study.md").read_text()
+    study = load_study(ROOT / f"studies/{name}.py")
+    assert with_tables(page, name, tables(study, ROOT / f"studies/{name}/results")) == page
+
+
+def test_a_page_without_a_place_for_the_tables_is_refused():
+    with pytest.raises(UserError, match="no <!-- begin made_up --> … <!-- end made_up -->"):
+        with_tables("# Page\n<!-- begin made_up -->\n", "made_up", "| a |")

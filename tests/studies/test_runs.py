@@ -11,15 +11,20 @@ import pytest
 
 pytest.importorskip("studies", reason="needs a checkout, and `python -m pytest` from its root")
 
-from dynamo_lightning.errors import RunError
+from dynamo_lightning.errors import RunError, UserError
 from studies.design import load_study
 from studies.one_run import arguments, execute, result_of
-from studies.run import main, run_study, waiting_runs
+from studies.run import main, repeat, run_study, waiting_runs
 
 ROOT = Path(__file__).parents[2]
 DESIGN = ROOT / "studies/noise_limited.py"
 STUDY = load_study(DESIGN)
 FIRST = next(STUDY.runs())
+DESIGNS = {
+    name: load_study(ROOT / f"studies/{name}.py")
+    for name in ("noise_limited", "several_epochs", "chain", "large_batch", "stress")
+}
+ARMS = [(name, arm.name) for name, study in DESIGNS.items() for arm in study.arms]
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +52,24 @@ def parser():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("arm", [arm.name for arm in STUDY.arms])
-def test_the_options_of_every_arm_parse(arm, parser, tmp_path):
-    run = next(run for run in STUDY.runs() if run.arm.name == arm and run.learning_rate == 4e-4 and run.seed == 3)
+def test_every_design_file_is_tested():
+    found = {path.stem for path in (ROOT / "studies").glob("*.py") if "STUDY = Study(" in path.read_text()}
+    assert found == set(DESIGNS)
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS, ids=[f"{name}-{arm}" for name, arm in ARMS])
+def test_the_options_of_every_arm_parse(name, arm, parser, tmp_path):
+    study = DESIGNS[name]
+    run = next(run for run in study.runs() if run.arm.name == arm)
     shared = tmp_path / "shared.json"
-    shared.write_text(json.dumps(STUDY.shared))
-    parser.parse_arguments(parser.parser, arguments(STUDY, run, str(shared)))
+    shared.write_text(json.dumps(study.shared))
+    parser.parse_arguments(parser.parser, arguments(study, run, str(shared)))
     config = parser.config["fit"]
-    assert config.optimizer.init_args.lr == 4e-4
-    assert config.seed_everything == 3
-    assert config.data.prompts_per_batch * config.data.rollouts_per_prompt == 16  # every arm has the same budget
-    assert config.model.loss.advantage.class_path.endswith(("RLOO", "OptimalBaseline"))
+    assert config.optimizer.init_args.lr == run.learning_rate
+    assert config.seed_everything == run.seed
+    shape = study.shared["data"]
+    budget = shape["prompts_per_batch"] * shape["rollouts_per_prompt"]
+    assert config.data.prompts_per_batch * config.data.rollouts_per_prompt == budget  # every arm has the same
 
 
 def test_arms_differ_only_in_what_they_are_named_for():
@@ -113,6 +125,22 @@ def test_a_curve_counts_all_tokens_and_seconds_until_each_evaluation(tmp_path):
     assert (result["iterations"], result["tokens"]) == (4, 680)
 
 
+def test_discarded_rollouts_of_dynamic_sampling_are_charged(tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    header = HEADER.replace("\n", ",dynamic_sampling/frac_kept\n")
+    metrics.write_text(header + "16,10,0.5,0.25,,0.5\n16,10,0.5,0.25,0.5,1\n")
+    assert result_of(STUDY, FIRST, metrics)["tokens"] == 320 + 160
+
+
+def test_last_values_of_the_wanted_metrics_are_kept_and_none_may_be_missing(tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(HEADER.replace("\n", ",stability/x\n") + "16,10,0.5,0.25,,1\n16,10,0.5,0.25,0.5,2\n16,10,,,,\n")
+    study = dataclasses.replace(STUDY, target=None, limit=3, final_metrics=("stability/x",))
+    assert result_of(study, FIRST, metrics)["final"] == {"stability/x": 2.0}
+    with pytest.raises(RunError, match="logged no stability/y"):
+        result_of(dataclasses.replace(study, final_metrics=("stability/y",)), FIRST, metrics)
+
+
 def test_a_run_that_stopped_before_target_and_limit_is_no_result(tmp_path):
     metrics = tmp_path / "metrics.csv"
     metrics.write_text(HEADER + "16,10,0.5,0.25,0.4\n")
@@ -121,11 +149,13 @@ def test_a_run_that_stopped_before_target_and_limit_is_no_result(tmp_path):
 
 
 def test_shipped_results_are_of_the_shipped_design():
-    from studies.analyse import read_results
+    from studies.comparison import read_results
 
-    for result in read_results(STUDY, DESIGN.with_suffix("") / "results").values():
-        assert result["iterations"] <= STUDY.limit
-        assert max(result["curve"]["value"]) >= STUDY.target or result["iterations"] == STUDY.limit
+    for name, study in DESIGNS.items():
+        for result in read_results(study, ROOT / f"studies/{name}/results").values():
+            assert result["iterations"] <= study.limit
+            reached = study.target is not None and max(result["curve"]["value"]) >= study.target
+            assert reached or result["iterations"] == study.limit
 
 
 def short_study(name):
@@ -145,6 +175,14 @@ def test_a_run_is_trained_by_the_command_line_and_leaves_its_curve(tmp_path, cap
     assert result["arm"] == "equal" and result["curve"]["iteration"][0] == 1 and result["tokens"] >= 16
     assert seconds >= result["curve"]["train_seconds"][0] > 0
     assert capfd.readouterr().out == "before\nafter\n", "what the run prints goes to its log"
+    assert repeat(study, tmp_path, run.name)
+    (tmp_path / f"{run.name}.json").write_text(json.dumps(result | {"curve": result["curve"] | {"tokens": [1]}}))
+    assert not repeat(study, tmp_path, run.name)
+
+
+def test_only_a_finished_run_is_run_again(tmp_path):
+    with pytest.raises(UserError, match="--again=equal_1e-04_0 is no finished run of noise_limited"):
+        repeat(STUDY, tmp_path, "equal_1e-04_0")
 
 
 def test_a_worker_ends_with_its_study():
