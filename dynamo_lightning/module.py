@@ -19,7 +19,6 @@ import lightning as L
 import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -56,7 +55,11 @@ from dynamo_lightning.runs.schedule import apply_options
 from dynamo_lightning.runs.step_metrics import log_step_metrics
 from dynamo_lightning.runs.trainer_checks import (
     check_data_module,
+    check_micro_batch,
     check_number_of_responses,
+    check_staleness,
+    check_strategy,
+    check_thresholds,
     check_trainer,
     check_validation_interval,
 )
@@ -222,22 +225,10 @@ class PolicyModule(EvaluationLoops):
     def setup(self, stage: str) -> None:
         """Check every reference answer against the reward before anything is sampled."""
         check_data_module(self.trainer)
-        if self.source.max_staleness and self.datamodule.pilot:
-            raise UserError(
-                f"model.max_staleness={self.source.max_staleness} does not go with data.pilot={self.datamodule.pilot}: "
-                "set one of them to 0"
-            )
-        if self.source.max_staleness and self.datamodule.allocator.hidden_scores is not None:
-            raise UserError(
-                f"model.max_staleness={self.source.max_staleness} does not go with data.estimator.features="
-                f"{list(self.datamodule.statistics.estimator.features)}: set it to 0, or leave 'hidden_state' out"
-            )
+        data = self.datamodule
+        check_staleness(self.source.max_staleness, data.pilot, data.statistics.estimator.features)
         self.loss.check_pilot(self.datamodule.pilot)
-        if self.collector.generator.uses_external_engine and isinstance(self.trainer.strategy, FSDPStrategy):
-            raise UserError(
-                "trainer.strategy fsdp (FSDP1) does not go with model.generator="
-                f"{type(self.collector.generator).__name__}, which needs whole weights: use --trainer.strategy fsdp2"
-            )
+        check_strategy(self.trainer, self.collector.generator)
         check_lengths(
             load_architecture(self.model_name, self.policy_config),
             self.datamodule.longest_prompt(),
@@ -258,19 +249,10 @@ class PolicyModule(EvaluationLoops):
             UserError: Names the options.
         """
         check_validation_interval(self.trainer, self.datamodule.num_batches)
-        longest = self.datamodule.longest_training_prompt() + self.sampling.max_response_length
-        if longest > self.update_config.max_tokens_per_micro_batch:
-            raise UserError(
-                f"the longest prompt and a response of model.sampling.max_response_length="
-                f"{self.sampling.max_response_length} have {longest} tokens together, but "
-                f"model.updates.max_tokens_per_micro_batch is {self.update_config.max_tokens_per_micro_batch}: raise it"
-            )
+        longest, most = self.datamodule.longest_training_prompt(), self.update_config.max_tokens_per_micro_batch
+        check_micro_batch(longest, self.sampling.max_response_length, most)
         threshold = getattr(self.loss.advantage, "success_threshold", self.datamodule.success_threshold)
-        if threshold != self.datamodule.success_threshold:
-            raise UserError(
-                f"model.loss.advantage takes rewards from {threshold} on as right, data.success_threshold="
-                f"{self.datamodule.success_threshold}: set both to the same"
-            )
+        check_thresholds(threshold, self.datamodule.success_threshold)
 
     def on_fit_start(self) -> None:
         """Put the reference policy where the policy is."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import lightning as L
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.strategies import FSDPStrategy
 
+from dynamo_lightning.allocation.prompt_features import HIDDEN_STATE
 from dynamo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from dynamo_lightning.engines.engine import Engine
 
 INSTEAD = {
     "gradient_clip_val": (None, "model.gradient_clip_val"),
@@ -52,6 +58,73 @@ def check_data_module(trainer: L.Trainer) -> None:
         raise UserError(
             f"PolicyModule was given {what}, which has no prompts and no rollout budget: "
             "Trainer.fit(PolicyModule(…), datamodule=RolloutDataModule(train=PromptSource(…)))"
+        )
+
+
+def check_staleness(max_staleness: int, pilot: int, features: Sequence[str]) -> None:
+    """Refuse what an iteration's plan needs to know before older rollouts are trained on.
+
+    Args:
+        max_staleness: Of the model.
+        pilot: Of the data.
+        features: Of the data's estimator.
+
+    Raises:
+        UserError: If staleness is allowed together with a pilot, or with hidden states of the current policy.
+    """
+    if max_staleness and pilot:
+        raise UserError(
+            f"model.max_staleness={max_staleness} does not go with data.pilot={pilot}: set one of them to 0"
+        )
+    if max_staleness and HIDDEN_STATE in features:
+        raise UserError(
+            f"model.max_staleness={max_staleness} does not go with data.estimator.features={list(features)}: set it to "
+            f"0, or leave {HIDDEN_STATE!r} out"
+        )
+
+
+def check_strategy(trainer: L.Trainer, generator: Engine) -> None:
+    """Refuse a strategy that an engine cannot take weights from.
+
+    Raises:
+        UserError: If FSDP1 would have to hand whole weights to an engine outside the policy.
+    """
+    if generator.uses_external_engine and isinstance(trainer.strategy, FSDPStrategy):
+        raise UserError(
+            f"trainer.strategy fsdp (FSDP1) does not go with model.generator={type(generator).__name__}, which needs "
+            "whole weights: use --trainer.strategy fsdp2"
+        )
+
+
+def check_micro_batch(prompt_length: int, max_response_length: int, max_tokens: int) -> None:
+    """Refuse micro-batches that the longest sequence does not fit into.
+
+    Args:
+        prompt_length: Tokens of the longest prompt.
+        max_response_length: `model.sampling.max_response_length`.
+        max_tokens: `model.updates.max_tokens_per_micro_batch`.
+
+    Raises:
+        UserError: Names both options.
+    """
+    longest = prompt_length + max_response_length
+    if longest > max_tokens:
+        raise UserError(
+            f"the longest prompt and a response of model.sampling.max_response_length={max_response_length} have "
+            f"{longest} tokens together, but model.updates.max_tokens_per_micro_batch is {max_tokens}: raise it"
+        )
+
+
+def check_thresholds(of_advantage: float, of_data: float) -> None:
+    """Refuse two answers to what a right response is.
+
+    Raises:
+        UserError: If advantage and data take different rewards as right.
+    """
+    if of_advantage != of_data:
+        raise UserError(
+            f"model.loss.advantage takes rewards from {of_advantage} on as right, data.success_threshold={of_data}: "
+            "set both to the same"
         )
 
 
