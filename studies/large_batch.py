@@ -1,4 +1,4 @@
-"""Does it matter where noise does not limit learning? 128 rollouts per RL iteration, eight times those of the others.
+"""Does it matter with larger batches too? 128 rollouts per RL iteration, eight times those of the others.
 
 As `studies/several_epochs.py`, with 16 prompts × 8 rollouts of nearly all arithmetic prompts, two epochs at most.
 3e-4 was the best rate of every arm on the pilot seeds.
