@@ -227,7 +227,8 @@ class PolicyModule(EvaluationLoops):
         check_data_module(self.trainer)
         data = self.datamodule
         check_staleness(self.source.max_staleness, data.pilot, data.statistics.estimator.features)
-        self.loss.check_pilot(self.datamodule.pilot)
+        self.loss.check_pilot(data.pilot)
+        data.allocator.read_hidden_states = self.read_hidden_states
         check_strategy(self.trainer, self.collector.generator)
         check_lengths(
             load_architecture(self.model_name, self.policy_config),
@@ -269,7 +270,6 @@ class PolicyModule(EvaluationLoops):
             self.collector.with_statistics = takes_engine_statistics(generator, self.policy, settings)
         for reference in self._reference:
             set_token_layout(reference, layout)
-        self.datamodule.allocator.read_hidden_states = self.read_hidden_states
 
     def teardown(self, stage: str) -> None:
         """End the reward processes and what samples the responses."""
