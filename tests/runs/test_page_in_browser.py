@@ -79,6 +79,8 @@ def test_nothing_is_loaded_from_anywhere(visit, folder):
 
 
 def test_a_point_of_the_plot_opens_its_group_with_colored_tokens(visit, folder):
+    from selenium.webdriver.support.ui import WebDriverWait
+
     browser = visit(folder)
     # The slider stands at iteration 31, the last with responses; prompt 2 is the second of them.
     center = browser.execute_script(
@@ -87,11 +89,16 @@ def test_a_point_of_the_plot_opens_its_group_with_colored_tokens(visit, folder):
         "const box = points[1].getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]"
     )
     x, y = map(round, center)
-    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
-        browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, **button})
     dialog = browser.find_element("id", "group")
-    assert dialog.is_displayed()
+
+    def click(_):
+        """Click, until the plot has seen the pointer come: a click before that is none."""
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+            browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, **button})
+        return dialog.is_displayed()
+
+    WebDriverWait(browser, 20).until(click)
     assert browser.find_element("id", "group-title").text == "4 rollouts of one prompt, iteration 31"
     assert browser.find_element("id", "group-prompt").text == "Problem 2?"
     colors = "return [...document.querySelectorAll('.response span')].map(s => s.style.backgroundColor)"
