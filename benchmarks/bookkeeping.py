@@ -42,8 +42,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
 
 NUM_LEFT_OUT = 3
 ARMS = {
-    "uniform": ["--data.rule=UniformRule"],
-    "filter": ["--data.estimator=LogitFilter"],
+    "uniform": ["--data.rule=UniformRule", "--model.loss.advantage=RLOO"],
+    "filter": ["--data.estimator=LogitFilter", "--model.loss.advantage=RLOO"],
     "baseline": ["--config=overlays/optimal_baseline.yaml"],
     "pilot": ["--data.pilot=4", "--data.pilot_baseline=cross", "--model.loss.advantage=RLOO"],
 }
