@@ -20,7 +20,6 @@ import argparse
 import functools
 import json
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -37,8 +36,6 @@ from dynamo_lightning.cli import main as command
 from dynamo_lightning.datamodule import RolloutDataModule
 from dynamo_lightning.rollout.collect import RolloutCollector
 from dynamo_lightning.update import known
-
-sys.path.insert(0, str(Path(__file__).parent))  # also when loaded by its path
 
 NUM_LEFT_OUT = 3
 ARMS = {

@@ -39,9 +39,8 @@ class Comparison:
     arm: str
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    """Rates of the grid that both have on all these seeds."""
+    """Rates that were open to the arm on all these seeds: the chosen one, or those that the reference has too."""
     learning_rate: float
-    reference_rate: float
     iterations: float
     tokens: float
     ratio: float
@@ -83,7 +82,8 @@ def end_of(study: Study, result: dict[str, Any]) -> End:
 def compare(study: Study, ends: dict[Cell, End]) -> list[Comparison]:
     """Every arm with results against the reference, in the order of the design.
 
-    Learning rates are those that both have on a common seed, seeds those on which both have all of these rates: a seed
+    In a study with pilot seeds each arm has its chosen rate, and seeds are those that both have at theirs. Without,
+    learning rates are those that both have on a common seed, seeds those on which both have all of these rates: a seed
     or a rate that is still being run is left out, and neither arm has the larger choice.
     """
     found = []
@@ -93,11 +93,11 @@ def compare(study: Study, ends: dict[Cell, End]) -> list[Comparison]:
             continue
         best, ours, our_tokens = _at_best_rate(ends, arm.name, rates, seeds)
         reference_rates = _common(study, study.reference, ends)[0] if study.pilot_seeds else rates
-        reference_rate, theirs, their_tokens = _at_best_rate(ends, study.reference, reference_rates, seeds)
+        _, theirs, their_tokens = _at_best_rate(ends, study.reference, reference_rates, seeds)
         several = len(seeds) > 1
         found.append(
             Comparison(
-                arm.name, seeds, rates, best, reference_rate, float(ours.mean()), float(our_tokens.mean()),
+                arm.name, seeds, rates, best, float(ours.mean()), float(our_tokens.mean()),
                 float(ours.mean() / theirs.mean()), float(our_tokens.mean() / their_tokens.mean()),
                 ratio_interval(ours, theirs) if several else None,
                 ratio_interval(our_tokens, their_tokens) if several else None,

@@ -86,6 +86,11 @@ class Study:
         for arm in self.arms:
             if arm.learning_rate is not None and arm.learning_rate not in self.learning_rates:
                 raise UserError(f"learning_rate={arm.learning_rate} of {arm.name} is not in {self.learning_rates}")
+        runs = [run.name for run in self.runs()]
+        if twice := sorted({name for name in runs if runs.count(name) > 1}):
+            raise UserError(
+                f"two runs are called {twice[0]}: learning rates of one arm must differ in their first digit"
+            )
 
     def runs(self) -> Iterator[Run]:
         """All runs, pilots first; seeds outermost and arms innermost, so that an unfinished study is balanced.

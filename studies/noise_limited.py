@@ -9,6 +9,7 @@ With 4 rollouts per prompt a pilot cannot move anything either: pilot and commit
 """
 
 from studies.design import Arm, Study
+from studies.tasks import several_epochs
 
 _TWO_BY_EIGHT = ("--data.prompts_per_batch=2", "--data.rollouts_per_prompt=8", "--data.max_rollouts=14")
 _HISTORY = (
@@ -17,66 +18,15 @@ _HISTORY = (
     "--model.loss.advantage.population_rollouts=4",
 )
 
+_SHARED = several_epochs(
+    "arithmetic", max_prompts=1100, max_epochs=1, prompts_per_batch=4, rollouts_per_prompt=4, target=0.5
+)
+_SHARED["data"]["estimator"]["init_args"]["half_life"] = 200
+
 STUDY = Study(
     name="noise_limited",
     frozen_on="2026-11-25",
-    shared={
-        "trainer": {
-            "accelerator": "cpu",
-            "max_epochs": 1,
-            "limit_train_batches": 275,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "enable_checkpointing": False,
-            "num_sanity_val_steps": 0,
-            "check_val_every_n_epoch": None,
-            "val_check_interval": 10,
-            "callbacks": [
-                {
-                    # Iterations to the target decide: nothing after it is paid for.
-                    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
-                    "init_args": {
-                        "monitor": "val/arithmetic/pass@1",
-                        "mode": "max",
-                        "stopping_threshold": 0.4999,  # the threshold itself does not stop it
-                        "patience": 1000,
-                        "check_on_train_epoch_end": False,
-                    },
-                }
-            ],
-        },
-        "model": {
-            "model_name": "embedded:arithmetic-qwen3",
-            "generator": {
-                "class_path": "dynamo_lightning.engines.transformers.TransformersEngine",
-                "init_args": {"batch_size": 516},
-            },
-            "sampling": {"max_response_length": 20, "temperature": 1.0},
-            "reward": {"class_path": "dynamo_lightning.rewards.MathReward", "init_args": {"answer_kind": "number"}},
-            "updates": {"max_tokens_per_micro_batch": 2048},
-            "pass_at_k": [1],
-            "loss": {"advantage": "RLOO", "modulation": None},
-        },
-        "data": {
-            "train": {"path": "embedded:arithmetic/train.jsonl", "name": "arithmetic", "template": "{prompt}"},
-            "val": [{"path": "embedded:arithmetic/test.jsonl", "name": "arithmetic", "template": "{prompt}"}],
-            "max_prompt_length": 64,
-            "prompts_per_batch": 4,
-            "rollouts_per_prompt": 4,
-            "min_rollouts": 2,
-            "max_rollouts": 12,
-            "rule": "UniformRule",
-            "estimator": {"class_path": "BetaPosterior", "init_args": {"half_life": 200}},
-            # 516 rollouts per evaluation: one of every held-out prompt.
-            "eval_prompts_per_batch": 516,
-            "eval_rollouts_per_prompt": 1,
-        },
-        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4, "weight_decay": 0.0}},
-        "lr_scheduler": {
-            "class_path": "torch.optim.lr_scheduler.LinearLR",
-            "init_args": {"start_factor": 0.1, "total_iters": 10},
-        },
-    },
+    shared=_SHARED,
     arms=(
         Arm("equal", ("--model.loss.advantage=RLOO",), "equal groups, leave-one-out"),
         Arm("weighted", ("--model.loss.advantage=OptimalBaseline",), "equal groups, weighted leave-one-out"),

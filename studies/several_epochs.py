@@ -9,16 +9,8 @@ generated tokens there. 5e-5, where no arm reached the target, was run on one pi
 import dataclasses
 
 from studies.design import Arm, Study
-from studies.tasks import several_epochs
+from studies.tasks import GRPO, HISTORY, MODULATION, RLOO, several_epochs
 
-_GRPO = ("--model.loss.advantage=GRPO",)
-_RLOO = ("--model.loss.advantage=RLOO",)
-_HISTORY = (
-    "--model.loss.advantage=OptimalBaseline",
-    "--model.loss.advantage.half_life=100",  # as in overlays/optimal_baseline.yaml
-    "--model.loss.advantage.population_rollouts=4",
-)
-_MODULATION = ("--model.loss.modulation=DynamoModulation",)
 _FILTER = ("--data.estimator=LogitFilter",)
 
 _RATES = {  # fewest generated tokens on the pilot seeds; fixed on 2026-11-25 at 17:06, before the first main run
@@ -49,14 +41,14 @@ STUDY = Study(
     arms=tuple(
         dataclasses.replace(arm, learning_rate=_RATES[arm.name])
         for arm in (
-            Arm("grpo", _GRPO, "equal groups, advantages divided by the group's standard deviation"),
-            Arm("rloo", _RLOO, "equal groups, leave-one-out"),
-            Arm("dynamo", (*_RLOO, *_MODULATION, "--data.rule=RLOORule"), "leave-one-out, allocation and modulation"),
-            Arm("history", _HISTORY, "equal groups, baseline with earlier rewards"),
+            Arm("grpo", GRPO, "equal groups, advantages divided by the group's standard deviation"),
+            Arm("rloo", RLOO, "equal groups, leave-one-out"),
+            Arm("dynamo", (*RLOO, *MODULATION, "--data.rule=RLOORule"), "leave-one-out, allocation and modulation"),
+            Arm("history", HISTORY, "equal groups, baseline with earlier rewards"),
             Arm(
                 "history_rule",
                 (
-                    *_HISTORY,
+                    *HISTORY,
                     *_FILTER,
                     "--data.rule=OptimalBaselineRule",
                     "--data.rule.baseline=history",
@@ -64,13 +56,13 @@ STUDY = Study(
                 ),
                 "overlays/optimal_baseline.yaml with LogitFilter, without modulation",
             ),
-            Arm("defaults", (*_HISTORY, *_MODULATION, "--data.rule=RLOORule"), "history, allocation and modulation"),
-            Arm("beta", (*_RLOO, "--data.rule=RLOORule"), "allocation by BetaPosterior, leave-one-out", num_seeds=3),
-            Arm("filter", (*_RLOO, *_FILTER, "--data.rule=RLOORule"), "allocation by LogitFilter", num_seeds=3),
+            Arm("defaults", (*HISTORY, *MODULATION, "--data.rule=RLOORule"), "history, allocation and modulation"),
+            Arm("beta", (*RLOO, "--data.rule=RLOORule"), "allocation by BetaPosterior, leave-one-out", num_seeds=3),
+            Arm("filter", (*RLOO, *_FILTER, "--data.rule=RLOORule"), "allocation by LogitFilter", num_seeds=3),
             Arm(
                 "random_matched",
                 (
-                    *_RLOO,
+                    *RLOO,
                     "--data.estimator=studies.controls.PermutedBetaPosterior",
                     "--data.estimator.half_life=100",
                     "--data.rule=RLOORule",
@@ -79,12 +71,12 @@ STUDY = Study(
                 num_seeds=3,
             ),
             Arm("weighted", ("--model.loss.advantage=OptimalBaseline",), "weighted leave-one-out", num_seeds=3),
-            Arm("modulation", (*_RLOO, *_MODULATION), "equal groups, modulation", num_seeds=3),
-            Arm("history_modulation", (*_HISTORY, *_MODULATION), "history with modulation", num_seeds=3),
+            Arm("modulation", (*RLOO, *MODULATION), "equal groups, modulation", num_seeds=3),
+            Arm("history_modulation", (*HISTORY, *MODULATION), "history with modulation", num_seeds=3),
             Arm("paper_code", ("--config=overlays/paper_code.yaml",), "as the authors' code trains", num_seeds=3),
-            Arm("dapo", (*_GRPO, "--model.dynamic_sampling.max_rounds=10"), "dynamic sampling", num_seeds=3),
-            Arm("knapsack", (*_GRPO, "--data.rule=SignalRule"), "Knapsack-RL's value of a group", num_seeds=3),
-            Arm("reinforce_ada", (*_GRPO, "--data.rule=ReinforceAdaRule"), "sizes of sequential stopping", num_seeds=3),
+            Arm("dapo", (*GRPO, "--model.dynamic_sampling.max_rounds=10"), "dynamic sampling", num_seeds=3),
+            Arm("knapsack", (*GRPO, "--data.rule=SignalRule"), "Knapsack-RL's value of a group", num_seeds=3),
+            Arm("reinforce_ada", (*GRPO, "--data.rule=ReinforceAdaRule"), "sizes of sequential stopping", num_seeds=3),
         )
     ),
     reference="grpo",

@@ -7,15 +7,8 @@ answered 32 times.
 """
 
 from studies.design import Arm, Study
-from studies.tasks import several_epochs
+from studies.tasks import GRPO, HISTORY, MODULATION, RLOO, several_epochs
 
-_GRPO, _RLOO = ("--model.loss.advantage=GRPO",), ("--model.loss.advantage=RLOO",)
-_DYNAMO = "--model.loss.modulation=DynamoModulation"
-_HISTORY = (
-    "--model.loss.advantage=OptimalBaseline",
-    "--model.loss.advantage.half_life=100",
-    "--model.loss.advantage.population_rollouts=4",
-)
 _RATE = 3e-4
 
 _SHARED = several_epochs(
@@ -32,28 +25,28 @@ STUDY = Study(
     frozen_on="2026-11-25",
     shared=_SHARED,
     arms=(
-        Arm("grpo", _GRPO, "equal groups, advantages divided by the standard deviation", _RATE),
-        Arm("rloo", _RLOO, "equal groups, leave-one-out", _RATE),
-        Arm("modulation", (*_RLOO, _DYNAMO), "leave-one-out with DynaMO's modulation", _RATE),
+        Arm("grpo", GRPO, "equal groups, advantages divided by the standard deviation", _RATE),
+        Arm("rloo", RLOO, "equal groups, leave-one-out", _RATE),
+        Arm("modulation", (*RLOO, *MODULATION), "leave-one-out with DynaMO's modulation", _RATE),
         Arm(
             "compensation",
-            (*_RLOO, _DYNAMO, "--model.loss.modulation.stabilisation_alpha=0"),
+            (*RLOO, *MODULATION, "--model.loss.modulation.stabilisation_alpha=0"),
             "one half of it: gradient compensation",
             _RATE,
         ),
         Arm(
             "stabilisation",
-            (*_RLOO, _DYNAMO, "--model.loss.modulation.compensation_alpha=0"),
+            (*RLOO, *MODULATION, "--model.loss.modulation.compensation_alpha=0"),
             "the other half: damping of large entropy changes",
             _RATE,
         ),
-        Arm("scalar", (*_RLOO, "--model.loss.modulation=studies.controls.ScalarModulation"), "control", _RATE),
-        Arm("shuffled", (*_RLOO, "--model.loss.modulation=studies.controls.ShuffledModulation"), "control", _RATE),
-        Arm("rate_cut", _RLOO, "control: leave-one-out at 0.9 of the rate", 0.9 * _RATE),
+        Arm("scalar", (*RLOO, "--model.loss.modulation=studies.controls.ScalarModulation"), "control", _RATE),
+        Arm("shuffled", (*RLOO, "--model.loss.modulation=studies.controls.ShuffledModulation"), "control", _RATE),
+        Arm("rate_cut", RLOO, "control: leave-one-out at 0.9 of the rate", 0.9 * _RATE),
         Arm(
             "entropy_budget",
             (
-                *_RLOO,
+                *RLOO,
                 "--model.loss.modulation=EntropyBudget",
                 "--model.loss.modulation.budget=0.001",
                 "--model.loss.modulation.probe_every=4",
@@ -62,8 +55,8 @@ STUDY = Study(
             "as overlays/entropy_budget.yaml",
             _RATE,
         ),
-        Arm("history", _HISTORY, "baseline with earlier rewards", _RATE),
-        Arm("history_modulation", (*_HISTORY, _DYNAMO), "the same with DynaMO's modulation", _RATE),
+        Arm("history", HISTORY, "baseline with earlier rewards", _RATE),
+        Arm("history_modulation", (*HISTORY, *MODULATION), "the same with DynaMO's modulation", _RATE),
     ),
     reference="grpo",
     learning_rates=(_RATE, 0.9 * _RATE),

@@ -1,8 +1,17 @@
-"""Options that all runs of a study share, on the tasks that come with the library."""
+"""Options that runs of several studies share: methods, and the tasks that come with the library."""
 
 from __future__ import annotations
 
 from typing import Any
+
+GRPO = ("--model.loss.advantage=GRPO",)
+RLOO = ("--model.loss.advantage=RLOO",)
+HISTORY = (
+    "--model.loss.advantage=OptimalBaseline",
+    "--model.loss.advantage.half_life=100",  # as in overlays/optimal_baseline.yaml
+    "--model.loss.advantage.population_rollouts=4",
+)
+MODULATION = ("--model.loss.modulation=DynamoModulation",)
 
 TASKS: dict[str, dict[str, Any]] = {
     "arithmetic": {
@@ -55,7 +64,8 @@ def several_epochs(
             "num_sanity_val_steps": 0,
             "check_val_every_n_epoch": None,
             "val_check_interval": 10,
-            # Default callbacks where their metrics are looked at; without a target they are.
+            # With a target only the tokens to it count: no other callback is paid for. Else the defaults, for their
+            # metrics.
             **({} if target is None else {"callbacks": [_stop_at(task, target)]}),
         },
         "model": {

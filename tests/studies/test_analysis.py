@@ -160,6 +160,7 @@ def test_an_arm_without_a_chosen_rate_has_pilots_only():
     [
         ({"pilot_seeds": (2, 3)}, r"seeds \[2\] are pilot seeds too"),
         ({"arms": (Arm("equal", (), learning_rate=3e-4),)}, "learning_rate=0.0003 of equal is not in"),
+        ({"learning_rates": (1e-4, 1.2e-4)}, "two runs are called better_1e-04_0"),
     ],
 )
 def test_a_design_that_would_flatter_an_arm_is_refused(changes, message):

@@ -25,7 +25,7 @@ class VarianceEstimator(ABC):
     """Names of the numbers kept for each prompt."""
 
     features: tuple[str, ...] = ()
-    """Features of prompts that `with_features` takes, names of `prompt_features.FEATURES`."""
+    """Features of prompts that `with_features` takes, names of `feature_offsets.FEATURES`."""
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments, as the checkpoint records them: by default all public attributes."""
